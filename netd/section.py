@@ -1,0 +1,121 @@
+"""What every room's config.py is made of: frozen sections, fields that say how a reload treats them, listeners.
+
+Each field of a section is declared with `live`, `replace` or `fixed`:
+
+    live     takes effect at once, on the running generation, disturbing nobody
+    replace  takes a new generation of the service: prepared first, then committed
+    fixed    cannot change without a restart: a reload that changes it is refused by name
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+_EFFECT = "x-reload"
+
+
+class Effect(StrEnum):
+    """How a reload treats a changed field."""
+
+    LIVE = "live"
+    REPLACE = "replace"
+    FIXED = "fixed"
+
+
+class Section(BaseModel):
+    """A table of the configuration. Frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
+
+
+def live(default: Any = ..., **field: Any) -> Any:
+    """A field that takes effect at once."""
+    return _field(Effect.LIVE, default, field)
+
+
+def replace(default: Any = ..., **field: Any) -> Any:
+    """A field whose change takes a new generation of the service."""
+    return _field(Effect.REPLACE, default, field)
+
+
+def fixed(default: Any = ..., **field: Any) -> Any:
+    """A field that cannot change while the daemon runs."""
+    return _field(Effect.FIXED, default, field)
+
+
+def _field(effect: Effect, default: Any, field: dict[str, Any]) -> Any:
+    extra = {**field.pop("json_schema_extra", {}), _EFFECT: effect.value}
+    if "default_factory" in field:
+        return Field(json_schema_extra=extra, **field)
+    return Field(default, json_schema_extra=extra, **field)
+
+
+def effect_of(section: type[BaseModel], key: str) -> Effect:
+    """How a reload treats `key` of `section`; a field declared without saying so is FIXED, the careful reading."""
+    extra = section.model_fields[key].json_schema_extra
+    return Effect(str(extra.get(_EFFECT, Effect.FIXED))) if isinstance(extra, dict) else Effect.FIXED
+
+
+# --- listeners: one shape for every service --------------------------------------------------------------------------
+
+_HOST_PORT = re.compile(r"^(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\[\]]*)):(?P<port>\d{1,5})$")
+
+
+def parse_address(address: str) -> tuple[str, int] | Path:
+    """"127.0.0.1:3000" or "[::1]:3000" -> (host, port); "unix:/run/x.sock" -> Path.
+
+    Raises ValueError with a sentence for the person who wrote it. Host names are refused: a listener is bound before
+    any name service is sure to answer.
+    """
+    if address.startswith("unix:"):
+        path = Path(address.removeprefix("unix:"))
+        if not path.is_absolute():
+            raise ValueError(f"cannot listen on {address!r}: the path after unix: must be absolute")
+        return path
+    match = _HOST_PORT.match(address)
+    if match is None:
+        raise ValueError(f'cannot listen on {address!r}: write "127.0.0.1:3000", "[::1]:3000" or "unix:/run/x.sock"')
+    host, port = match["v6"] or match["host"] or "", int(match["port"])
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        raise ValueError(f"cannot listen on {address!r}: {host!r} is not an IP address (names are not looked up)") from None
+    if (version == 6) != (match["v6"] is not None):
+        raise ValueError(f"cannot listen on {address!r}: an IPv6 address stands in brackets, an IPv4 address does not")
+    if port > 65535:
+        raise ValueError(f"cannot listen on {address!r}: port {port} is above 65535")
+    return host, port
+
+
+def _valid_address(address: str) -> str:
+    parse_address(address)
+    return address
+
+
+Address = Annotated[str, AfterValidator(_valid_address)]
+
+
+class Tls(Section):
+    """A certificate for a listener. Both files are read again on every reload."""
+
+    certificate: Path = replace()
+    """PEM file with the certificate chain, leaf first."""
+    key: Path = replace()
+    """PEM file with the private key."""
+
+
+class Listen(Section):
+    """One `[[SERVICE.listen]]` entry; services add fields of their own in a subclass."""
+
+    address: Address = replace()
+    """Where to listen: "127.0.0.1:3000", "[::1]:3000", port 0 for any free port, or "unix:/run/x.sock"."""
+    interface: str | None = replace(None, max_length=15)
+    """Accept only what arrives on this network interface (SO_BINDTODEVICE)."""
+    tls: Tls | None = replace(None)
+    """Serve TLS with this certificate."""
