@@ -1,0 +1,134 @@
+"""override.toml in the state directory: the settings changed through the control API, which win over all others.
+
+Rules:
+- the file is replaced as a whole (temporary file, fsync, rename): after a crash it is the old one or the new one;
+- it belongs to the daemon: it is written afresh from its values, and comments that a person put in are not kept;
+- it may hold secrets: nobody but its owner reads it.
+
+Left out: whether the values make sense. Whoever writes loads first (`netd.settings.load(override=...)`).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from netd.errors import ConfigError, ConfigProblem
+from netd.settings.tomlkeys import join_key, split_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+FILE_NAME = "override.toml"
+
+_HEADER = """\
+# Written by the daemon (netctl config set); what stands here wins over every other source. Comments are not kept.
+# To take a setting back: netctl config set KEY with no value, or remove its line and reload.
+"""
+
+
+def text_with(directory: Path, changes: Mapping[str, Any]) -> str:
+    """What override.toml would say after `changes`: dotted key -> value, None removing the key.
+
+    Raises ConfigError for what TOML cannot say and for a file that cannot be read as it is.
+    """
+    values = _read(directory / FILE_NAME)
+    problems: list[ConfigProblem] = []
+    for dotted, value in changes.items():
+        try:
+            path = split_key(dotted)
+        except ValueError as error:
+            problems.append(ConfigProblem(dotted, str(error)))
+            continue
+        unsayable = list(_unsayable(path, value)) if value is not None else []
+        problems.extend(unsayable)
+        if not unsayable:
+            _change(values, path, value)
+    if problems:
+        raise ConfigError(problems)
+    import tomlkit  # only who writes pays for it
+
+    return _HEADER + "\n" + tomlkit.dumps(values)
+
+
+def write_override(directory: Path, changes: Mapping[str, Any]) -> Path:
+    """Make `changes` (dotted key -> value, None removing the key) permanent; returns the file written.
+
+    Raises ConfigError as `text_with` does, and when the file cannot be written; the old file is then in place.
+    """
+    text = text_with(directory, changes)
+    file = directory / FILE_NAME
+    try:
+        _replace(file, text.encode())
+    except OSError as error:
+        reason = f"cannot write it: {(error.strerror or str(error)).lower()}"
+        raise ConfigError([ConfigProblem("", reason, str(file))]) from error
+    return file
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        reason = f"cannot change a file that cannot be read: {error}"
+        raise ConfigError([ConfigProblem("", reason, str(file))]) from error
+
+
+def _change(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    table = values
+    above: list[tuple[dict[str, Any], str]] = []
+    for part in path[:-1]:
+        inner = table.get(part)
+        if not isinstance(inner, dict):
+            if value is None:
+                return
+            inner = table[part] = {}
+        above.append((table, part))
+        table = inner
+    if value is not None:
+        table[path[-1]] = value
+        return
+    table.pop(path[-1], None)
+    for outer, part in reversed(above):
+        if not outer[part]:
+            del outer[part]
+
+
+def _unsayable(path: tuple[str | int, ...], value: Any) -> Iterator[ConfigProblem]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _unsayable((*path, str(key)), inner)
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from _unsayable((*path, index), inner)
+    elif not isinstance(value, str | int | float):
+        yield ConfigProblem(
+            join_key(path), f"cannot write {value!r} in TOML: use text, a number, true, false or a list"
+        )
+    elif isinstance(value, str) and not value.isascii() and any(0xD800 <= ord(char) < 0xE000 for char in value):
+        yield ConfigProblem(join_key(path), f"cannot write {value!r} in TOML: it holds half of a surrogate pair")
+
+
+def _replace(file: Path, content: bytes) -> None:
+    """Put `content` at `file`, durably, without a moment at which it is missing or partial."""
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")  # created 0600
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    directory = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)  # the rename itself
+    finally:
+        os.close(directory)
