@@ -1,0 +1,82 @@
+"""Who may do what at the control socket: SO_PEERCRED credentials -> access level.
+
+    write     root; accounts of control.users; the daemon's own account, when a person runs it by hand
+    content   accounts of control.content_users
+    read      whoever may open the socket
+    none      a peer without credentials (no Unix socket, or in a user namespace that hides it)
+
+The own account of a daemon that systemd started has no write access by itself: application code may share it.
+Asked per request, so that a reload takes effect on connections that are open.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+from typing import TYPE_CHECKING
+
+import structlog
+
+from netd.net.rest import NOBODY, Access, Caller
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from netd.control.config import ControlConfig
+    from netd.net.http import Peer
+
+log = structlog.get_logger("netd.control")
+
+
+class AccessPolicy:
+    """The access levels as the running configuration has them."""
+
+    def __init__(self, config: Callable[[], ControlConfig], *, own_uid: int | None) -> None:
+        """`config()` is the running [control]; `own_uid` is the account that may write because it runs the daemon by
+        hand, None for a daemon that systemd started."""
+        self._config = config
+        self._own_uid = own_uid
+        self._resolved: dict[tuple[str, ...], frozenset[int]] = {}
+
+    def caller(self, peer: Peer | None) -> Caller:
+        if peer is None:
+            return NOBODY
+        config = self._config()
+        if peer.uid in (0, self._own_uid) or peer.uid in self._uids(config.users):
+            return Caller(peer, Access.WRITE)
+        if peer.uid in self._uids(config.content_users):
+            return Caller(peer, Access.CONTENT)
+        return Caller(peer, Access.READ)
+
+    def _uids(self, accounts: Sequence[str]) -> frozenset[int]:
+        """Accounts as uids. Names are looked up once per configuration: the lookup may go to disk or further."""
+        key = tuple(accounts)
+        if key not in self._resolved:
+            while len(self._resolved) >= 2:  # `users` and `content_users` as they are now; older ones go
+                del self._resolved[next(iter(self._resolved))]
+            self._resolved[key] = frozenset(uid for account in accounts if (uid := _uid(account)) is not None)
+        return self._resolved[key]
+
+
+def _uid(account: str) -> int | None:
+    if account.isascii() and account.isdigit():
+        return int(account)
+    try:
+        return pwd.getpwnam(account).pw_uid
+    except KeyError:
+        log.warning("account unknown: it gets no access", account=account)
+        return None
+
+
+def by_hand(environ: Mapping[str, str], *pids: int) -> bool:
+    """Whether a person started this process, rather than a service unit (systemd.exec(5), "Environment variables").
+
+    `pids` are this process and its parent: SYSTEMD_EXEC_PID names the unit's main process, which is the daemon or a
+    wrapper that started it. INVOCATION_ID does not tell: a shell inside a desktop session inherits one.
+    """
+    return environ.get("SYSTEMD_EXEC_PID") not in {str(pid) for pid in pids}
+
+
+def own_account(environ: Mapping[str, str] = os.environ) -> int | None:
+    """The `own_uid` of an AccessPolicy for this process."""
+    return os.geteuid() if by_hand(environ, os.getpid(), os.getppid()) else None

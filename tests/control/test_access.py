@@ -1,0 +1,148 @@
+"""Who may do what: every route against every account."""
+
+from __future__ import annotations
+
+import os
+import pwd
+
+import pytest
+from structlog.testing import capture_logs
+
+from netd.control.access import AccessPolicy, by_hand, own_account
+from netd.control.config import ControlConfig
+from netd.net.http import Peer
+from netd.net.rest import Access
+from tests.control.conftest import NOBODY, ROOT, USER
+
+READS = [
+    ("GET", "/v1/status"),
+    ("GET", "/v1/health"),
+    ("GET", "/v1/ready"),
+    ("GET", "/v1/metrics"),
+    ("GET", "/v1/services"),
+    ("GET", "/v1/services/trace"),
+    ("GET", "/v1/changes"),
+    ("GET", "/v1/config"),
+    ("POST", "/v1/config/check"),
+    ("GET", "/v1/config/diff"),
+    ("GET", "/v1/config/schema"),
+    ("GET", "/v1/log"),
+]
+WRITES = [
+    ("POST", "/v1/services/trace/start"),
+    ("POST", "/v1/services/trace/stop"),
+    ("POST", "/v1/services/trace/restart"),
+    ("POST", "/v1/reload"),
+    ("PATCH", "/v1/config"),
+    ("PUT", "/v1/log"),
+]
+BODIES = {"PATCH": {"trace.max_hops": 20}, "PUT": {"level": "debug"}}
+
+
+def policy(config=None, own_uid=None):
+    config = config or ControlConfig()
+    return AccessPolicy(lambda: config, own_uid=own_uid)
+
+
+def level(policy, uid):
+    return policy.caller(Peer(1, uid, uid)).access
+
+
+async def test_the_lists_above_are_all_routes_there_are(control):
+    routes = {
+        (method.upper(), path.replace("{name}", "trace"))
+        for path, item in control.app.openapi()["paths"].items()
+        for method in item
+    }
+    elsewhere = {("GET", "/v1/events"), ("GET", "/v1/changes/{id}")}  # tests/control/test_events.py, test_routes.py
+    assert routes - elsewhere == {*READS, *WRITES}
+
+
+@pytest.mark.parametrize(("method", "path"), READS)
+async def test_whoever_may_open_the_socket_may_read(method, path, user):
+    assert (await user.request(method, path)).status_code == 200
+
+
+@pytest.mark.parametrize(("method", "path"), WRITES)
+async def test_only_some_may_write(method, path, control, host):
+    with capture_logs() as logs:
+        async with control.client(USER) as client:
+            response = await client.request(method, path, json=BODIES.get(method))
+    assert response.status_code == 403
+    error = response.json()["error"]
+    assert error["kind"] == "denied"
+    assert f"cannot {method} {path}: uid {USER} (pid 4321) has no write access" in error["message"]
+    assert host.asked == []
+    assert [(line["log_level"], line["uid"]) for line in logs if line["event"] == "request denied"] == [
+        ("warning", USER)
+    ]
+
+    async with control.client(ROOT) as client:
+        assert (await client.request(method, path, json=BODIES.get(method))).status_code in (200, 202)
+
+
+@pytest.mark.parametrize(("method", "path"), [*READS, *WRITES, ("GET", "/v1/events"), ("GET", "/v1/changes/x")])
+async def test_a_peer_without_credentials_may_do_nothing(method, path, control, host):
+    async with control.client(None) as client:
+        assert (await client.request(method, path, json=BODIES.get(method))).status_code == 403
+    assert host.asked == []
+
+
+async def test_every_write_is_logged_with_who_asked(root):
+    with capture_logs() as logs:
+        await root.post("/v1/services/trace/stop")
+    [line] = [line for line in logs if line["event"] == "write request"]
+    assert (line["pid"], line["uid"], line["method"], line["path"]) == (4321, 0, "POST", "/v1/services/trace/stop")
+
+
+async def test_access_follows_a_reload_on_open_connections(control, host):
+    async with control.client(USER) as client:
+        assert (await client.post("/v1/reload")).status_code == 403
+        host.control_config = ControlConfig(users=[str(USER)])
+        assert (await client.post("/v1/reload")).status_code == 202
+        host.control_config = ControlConfig()
+        assert (await client.post("/v1/reload")).status_code == 403
+
+
+def test_levels():
+    config = ControlConfig(users=["1000", "daemon"], content_users=["1001", "1000"])
+    rules = policy(config)
+    assert level(rules, 0) is Access.WRITE
+    assert level(rules, 1000) is Access.WRITE, "the higher of two counts"
+    assert level(rules, pwd.getpwnam("daemon").pw_uid) is Access.WRITE
+    assert level(rules, 1001) is Access.CONTENT
+    assert level(rules, NOBODY) is Access.READ
+    assert rules.caller(None).access is Access.NONE
+
+
+def test_an_account_that_does_not_exist_is_logged_once_and_gets_nothing():
+    rules = policy(ControlConfig(users=["no-such-user-here"]))
+    with capture_logs() as logs:
+        for _ in range(3):
+            assert level(rules, 1000) is Access.READ
+    assert [line["account"] for line in logs] == ["no-such-user-here"]
+
+
+def test_who_runs_the_daemon_by_hand_may_write_and_a_packaged_service_may_not():
+    assert level(policy(own_uid=1234), 1234) is Access.WRITE
+    assert level(policy(own_uid=None), 1234) is Access.READ
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, True),
+        ({"SYSTEMD_EXEC_PID": "100"}, False),
+        ({"SYSTEMD_EXEC_PID": "99"}, False),  # a wrapper
+        ({"SYSTEMD_EXEC_PID": "50"}, True),  # inherited, by way of a shell, from a terminal that is a service
+        ({"INVOCATION_ID": "0123"}, True),  # likewise
+        ({"SYSTEMD_EXEC_PID": "10"}, True),
+    ],
+)
+def test_telling_a_service_from_a_person(environ, expected):
+    assert by_hand(environ, 100, 99) is expected
+
+
+def test_own_account():
+    assert own_account({}) == os.geteuid()
+    assert own_account({"SYSTEMD_EXEC_PID": str(os.getpid())}) is None
