@@ -31,7 +31,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from netd.control.config import ControlConfig, MetricsConfig
 from netd.errors import ConfigError, ConfigProblem
 from netd.logs import LogConfig
-from netd.settings.overrides import FILE_NAME, write_override
+from netd.settings.overrides import FILE_NAME, stage_override
 from netd.settings.overrides import text_with as override_with
 from netd.settings.problems import ENV_PREFIX, by_place, explain, section_of
 from netd.runtime.supervisor import RestartPolicy
@@ -52,7 +52,7 @@ from netd.settings.tomlkeys import join_key
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["DEFAULT_FILE", "FOREIGN_VARIABLES", "Loaded", "Settings", "load", "schema", "write_override"]
+__all__ = ["DEFAULT_FILE", "FOREIGN_VARIABLES", "Loaded", "Settings", "load", "schema", "stage_override"]
 
 DEFAULT_FILE = Path("/etc/netd/netd.toml")
 DEFAULT_STATE_DIRECTORY = Path("/var/lib/netd")
@@ -197,7 +197,7 @@ def load(
     """Read and validate everything.
 
     `paths` are files or directories of *.toml, each of which has to exist; with none, /etc/netd/netd.toml, which need
-    not. `override` is what `write_override` would be given: the result is what it would be after that write, and
+    not. `override` is what `stage_override` would be given: the result is what it would be after that, and
     nothing is written.
 
     Raises ConfigError with every problem of every source at once.

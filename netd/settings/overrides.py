@@ -54,19 +54,43 @@ def text_with(directory: Path, changes: Mapping[str, Any]) -> str:
     return _HEADER + "\n" + tomlkit.dumps(values)
 
 
-def write_override(directory: Path, changes: Mapping[str, Any]) -> Path:
-    """Make `changes` (dotted key -> value, None removing the key) permanent; returns the file written.
+class StagedOverride:
+    """A new override.toml, written and durable next to the old one, which still stands."""
 
-    Raises ConfigError as `text_with` does, and when the file cannot be written; the old file is then in place.
+    def __init__(self, file: Path, temporary: Path) -> None:
+        self.file = file
+        self._temporary = temporary
+
+    def commit(self) -> Path:
+        """Put it in the place of the old one; returns the file. Raises ConfigError, the old one then still standing."""
+        try:
+            self._temporary.replace(self.file)
+            _sync_directory(self.file.parent)  # the rename itself
+        except OSError as error:
+            raise _unwritable(self.file, error) from error
+        return self.file
+
+    def discard(self) -> None:
+        """Remove it, unless it was committed."""
+        self._temporary.unlink(missing_ok=True)
+
+
+def stage_override(directory: Path, changes: Mapping[str, Any]) -> StagedOverride:
+    """Write what override.toml will be with `changes` (dotted key -> value, None removing the key); then `commit` it.
+
+    Raises ConfigError as `text_with` does, and when the file cannot be written.
     """
     text = text_with(directory, changes)
     file = directory / FILE_NAME
     try:
-        _replace(file, text.encode())
+        return StagedOverride(file, _written(file, text.encode()))
     except OSError as error:
-        reason = f"cannot write it: {(error.strerror or str(error)).lower()}"
-        raise ConfigError([ConfigProblem("", reason, str(file))]) from error
-    return file
+        raise _unwritable(file, error) from error
+
+
+def _unwritable(file: Path, error: OSError) -> ConfigError:
+    reason = f"cannot write it: {(error.strerror or str(error)).lower()}"
+    return ConfigError([ConfigProblem("", reason, str(file))])
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -114,8 +138,8 @@ def _unsayable(path: tuple[str | int, ...], value: Any) -> Iterator[ConfigProble
         yield ConfigProblem(join_key(path), f"cannot write {value!r} in TOML: it holds half of a surrogate pair")
 
 
-def _replace(file: Path, content: bytes) -> None:
-    """Put `content` at `file`, durably, without a moment at which it is missing or partial."""
+def _written(file: Path, content: bytes) -> Path:
+    """A temporary file beside `file` with `content`, durably."""
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")  # created 0600
     temporary = Path(name)
     try:
@@ -123,12 +147,15 @@ def _replace(file: Path, content: bytes) -> None:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(file)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    directory = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
+    return temporary
+
+
+def _sync_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(directory)  # the rename itself
+        os.fsync(directory)
     finally:
         os.close(directory)

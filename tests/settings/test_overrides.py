@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netd.errors import ConfigError
-from netd.settings.overrides import FILE_NAME, text_with, write_override
+from netd.settings.overrides import FILE_NAME, text_with, stage_override
 from netd.settings.tomlkeys import join_key
 
 
@@ -20,33 +20,33 @@ def written(directory):
 
 
 def test_keys_are_set_changed_and_taken_back(tmp_path):
-    write_override(tmp_path, {"trace.max_hops": 20, "trace.history.max_rows": 5, "log.level": "debug"})
-    write_override(tmp_path, {"trace.max_hops": 25, 'log.loggers."netd.trace"': "error"})
+    stage_override(tmp_path, {"trace.max_hops": 20, "trace.history.max_rows": 5, "log.level": "debug"}).commit()
+    stage_override(tmp_path, {"trace.max_hops": 25, 'log.loggers."netd.trace"': "error"}).commit()
     assert written(tmp_path) == {
         "trace": {"max_hops": 25, "history": {"max_rows": 5}},
         "log": {"level": "debug", "loggers": {"netd.trace": "error"}},
     }
 
-    write_override(tmp_path, {"trace.history.max_rows": None, "log": None, "never.was": None})
+    stage_override(tmp_path, {"trace.history.max_rows": None, "log": None, "never.was": None}).commit()
     assert written(tmp_path) == {"trace": {"max_hops": 25}}, "a table left empty goes with its last key"
 
 
 def test_only_the_owner_reads_it_and_no_temporary_file_stays(tmp_path):
-    file = write_override(tmp_path, {"trace.max_hops": 20})
+    file = stage_override(tmp_path, {"trace.max_hops": 20}).commit()
 
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert [entry.name for entry in tmp_path.iterdir()] == [FILE_NAME]
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    write_override(tmp_path, {"trace.max_hops": 20})
+    stage_override(tmp_path, {"trace.max_hops": 20}).commit()
 
     def full(_fd):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ConfigError, match=r"override\.toml: cannot write it: no space left"):
-        write_override(tmp_path, {"trace.max_hops": 21})
+        stage_override(tmp_path, {"trace.max_hops": 21}).commit()
 
     assert written(tmp_path) == {"trace": {"max_hops": 20}}
     assert [entry.name for entry in tmp_path.iterdir()] == [FILE_NAME]
@@ -54,13 +54,13 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
 
 def test_a_directory_that_is_not_there_is_said(tmp_path):
     with pytest.raises(ConfigError, match="cannot write it: no such file or directory"):
-        write_override(tmp_path / "absent", {"trace.max_hops": 20})
+        stage_override(tmp_path / "absent", {"trace.max_hops": 20}).commit()
 
 
 def test_a_file_that_cannot_be_read_is_not_overwritten(tmp_path):
     (tmp_path / FILE_NAME).write_text("half a lin")
     with pytest.raises(ConfigError, match="cannot change a file that cannot be read"):
-        write_override(tmp_path, {"trace.max_hops": 20})
+        stage_override(tmp_path, {"trace.max_hops": 20}).commit()
     assert (tmp_path / FILE_NAME).read_text() == "half a lin"
 
 

@@ -19,7 +19,7 @@ from netd.control.config import ControlConfig
 from netd.errors import ConfigError
 from netd.settings.problems import section_of
 from netd.services.trace.config import TraceConfig
-from netd.settings import Settings, load, schema, write_override
+from netd.settings import Settings, load, schema, stage_override
 from netd.settings.sources import MAX_BYTES, MAX_FILES
 
 ROOT = Path(__file__).parents[2]
@@ -376,7 +376,7 @@ def test_an_override_can_be_tried_before_it_is_written(host):
 
     tried = host.load(main, override=changes)
     assert host.load(main).settings.trace.max_hops == 3, "trying changes nothing"
-    write_override(host.state, changes)
+    stage_override(host.state, changes).commit()
 
     assert host.load(main) == tried
     assert (tried.settings.trace.max_hops, tried.settings.trace.rounds) == (9, 3)
