@@ -1,0 +1,52 @@
+"""`netctl log`: levels, changed while the daemon runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from netd.cli.options import call, common_options, invocation
+
+if TYPE_CHECKING:
+    from netd.client import shapes
+
+LEVELS = ("debug", "info", "warning", "error", "critical")
+
+
+@click.group(short_help="Show or change log levels while the daemon runs.")
+@common_options
+def log() -> None:
+    """Show or change log levels while the daemon runs. The logs themselves: journalctl -u netd."""
+
+
+@log.command()
+@click.argument("level", type=click.Choice(LEVELS, case_sensitive=False), required=False)
+@click.option(
+    "--logger", default="", metavar="NAME", help='Only this logger and those under it ("netd.services.trace").'
+)
+@click.option("--reset", is_flag=True, help="Back to the configured (or inherited) level.")
+@common_options
+def level(level: str | None, logger: str, reset: bool) -> None:
+    """Show the levels, or set one until the daemon restarts; log.level in the configuration is for good."""
+    if reset and level is not None:
+        raise click.UsageError("give either LEVEL or --reset")
+    if level is None and not reset:
+        if logger:
+            raise click.UsageError("--logger goes with LEVEL or --reset")
+        _print(call(lambda client: client.log_levels()))
+        return
+    wanted = level.lower() if level is not None else None
+    _print(call(lambda client: client.set_log_level(wanted, logger=logger)))
+
+
+def _print(levels: shapes.LogLevels) -> None:
+    from netd.cli.output import Column, console, print_json, table
+
+    if invocation().json:
+        print_json(levels)
+        return
+    loggers = sorted(levels.get("loggers", {}).items())
+    console().print(
+        table([Column("LOGGER", style="bold"), Column("LEVEL")], [("(all others)", levels["level"]), *loggers])
+    )

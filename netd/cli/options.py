@@ -1,0 +1,145 @@
+"""What all commands share: --socket and --json (before or after the noun), and the way to the daemon.
+
+    @click.command()
+    @common_options
+    def health() -> None:
+        report = call(ControlClient.health)
+
+Imported by every noun, so it imports click and nothing else until a command runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from netd.client import shapes
+    from netd.client.control import ControlClient
+    from netd.errors import NetdError
+
+T = TypeVar("T")
+C = TypeVar("C", bound="Callable[..., Any]")
+
+
+@dataclass
+class Invocation:
+    """One run of netctl."""
+
+    socket: str | None = None
+    """As given; None: NETD_CONTROL__SOCKET or the default, which the client knows."""
+    json: bool = False
+    daemon_version: str | None = None
+    """The daemon's, once it answered."""
+
+
+def invocation() -> Invocation:
+    """The one that runs."""
+    found: Invocation = click.get_current_context().ensure_object(Invocation)
+    return found
+
+
+def common_options(command: C) -> C:
+    """Give a command --socket and --json. They add up: what an outer command was given holds for the inner one."""
+    for option in (
+        click.option(
+            "--json",
+            is_flag=True,
+            expose_value=False,
+            callback=_note_json,
+            help="Print JSON: one object, or one a line when following.",
+        ),
+        click.option(
+            "--socket",
+            metavar="PATH",
+            type=click.Path(),
+            expose_value=False,
+            callback=_note_socket,
+            help="The daemon's control socket.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _note_json(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.ensure_object(Invocation).json = True
+
+
+def _note_socket(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if value:
+        ctx.ensure_object(Invocation).socket = value
+
+
+def call(function: Callable[[ControlClient], Awaitable[T]]) -> T:
+    """Run `function` with a client of the chosen daemon, in a Trio loop of its own.
+
+    Raises what it raises; of an exception group, the one error that a person wants to read.
+    """
+    import trio
+
+    from netd.client.control import ControlClient
+
+    chosen = invocation()
+
+    async def run() -> T:
+        async with ControlClient(chosen.socket) as client:
+            try:
+                return await function(client)
+            finally:
+                chosen.daemon_version = client.daemon_version
+
+    try:
+        return trio.run(run)
+    except BaseExceptionGroup as group:
+        raise _plain(group) from None
+
+
+def _plain(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What a group comes down to: an interrupt, a broken pipe, the first of our own errors; else the group itself.
+
+    A nursery wraps even a single error.
+    """
+    from netd.errors import NetdError
+
+    for wanted in (KeyboardInterrupt, BrokenPipeError, NetdError):
+        matching = group.subgroup(wanted)
+        if matching is not None and (wanted is KeyboardInterrupt or group.split(wanted)[1] is None):
+            return _first(matching)
+    return group
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def not_found(message: str) -> NetdError:
+    """An error for something that is not in what the daemon answered, ending netctl as the daemon's own 404 does."""
+    from netd.errors import RequestFailed
+
+    return RequestFailed("not-found", message, status=404)
+
+
+def complete_services(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Service names for the shell's completion; none while the daemon cannot be asked."""
+    import trio
+
+    from netd.errors import NetdError
+
+    async def ask(client: ControlClient) -> list[shapes.Unit]:
+        with trio.fail_after(1):  # a person waits with a finger on the Tab key
+            return await client.services()
+
+    try:
+        with ctx.scope(cleanup=False):
+            units = call(ask)
+    except (NetdError, trio.TooSlowError):
+        return []  # a completion has nowhere to say why: it would be printed into the middle of the prompt
+    return [unit["name"] for unit in units if unit["name"].startswith(incomplete)]

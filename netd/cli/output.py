@@ -1,0 +1,202 @@
+"""How netctl writes: JSON for programs, tables that fit the terminal for people.
+
+Rules:
+- every string that comes from the daemon passes `printable`: names of routers and reasons of clients are written by
+  strangers, and a terminal obeys what it is sent;
+- colour only on a terminal, never with NO_COLOR (rich sees to both); no state is told by colour alone;
+- on a terminal a table gives way at its flexible columns; into a file or a pipe it is as wide as it needs to be.
+
+rich is imported when the first table is made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+_UNLIMITED = 4096  # columns, for output that no terminal shows
+
+
+# --- JSON -----------------------------------------------------------------------------------------------------------
+
+
+def print_json(value: Any) -> None:
+    """One object, indented. ASCII only, so that nothing in it can be an order to the terminal."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def print_json_line(value: Any) -> None:
+    """One object on one line, at once: somebody follows."""
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+# --- text -----------------------------------------------------------------------------------------------------------
+
+
+def printable(value: object) -> str:
+    """`value` as text with everything a terminal would act on (escapes, line ends, reversed writing) made visible."""
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """`printable` for text of many lines."""
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where people read. Nothing in what is printed is markup."""
+    from rich.console import Console
+
+    class Pipe(Console):
+        """rich ends the process with code 1 when its reader is gone; how netctl ends is root.py's affair."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or os.environ.get("COLUMNS") else _UNLIMITED
+    return Pipe(stderr=stderr, width=width, markup=False, highlight=False, emoji=False, soft_wrap=False)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table. `narrow` says what happens to it on a narrow terminal: the rigid ones give way last."""
+
+    title: str
+    justify: Literal["left", "right"] = "left"
+    narrow: Literal["rigid", "cut", "wrap"] = "rigid"
+    style: str = ""
+
+
+def table(columns: Sequence[Column], rows: Iterable[Sequence[object]], *, indent: int = 0) -> Table:
+    """A table without lines. Cells may be Text (for colour) or anything else (made printable); None is an empty one."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim", show_edge=False)
+    if indent:
+        made.add_column("", width=indent - 2)
+    for column in columns:
+        made.add_column(
+            Text(column.title),
+            justify=column.justify,
+            style=column.style,
+            no_wrap=column.narrow == "rigid",
+            overflow="ellipsis" if column.narrow != "wrap" else "fold",
+        )
+    for row in rows:
+        cells = [cell if isinstance(cell, Text) else Text("" if cell is None else printable(cell)) for cell in row]
+        for cell, column in zip(cells, columns, strict=True):
+            cell.no_wrap = column.narrow != "wrap"  # rich cuts a cell that does not wrap, in a column that may shrink
+        made.add_row(*([Text("")] if indent else []), *cells)
+    return made
+
+
+def text(*parts: str | tuple[str, str]) -> Text:
+    """A line of (text, style) parts, each made printable."""
+    from rich.text import Text
+
+    return Text.assemble(
+        *(printable(part) if isinstance(part, str) else (printable(part[0]), part[1]) for part in parts)
+    )
+
+
+def print_indented(out: Console, sentence: str, mark: str = "") -> None:
+    """A sentence below a heading, wrapped where the terminal ends."""
+    from rich.padding import Padding
+
+    out.print(Padding(text((mark, "bold"), sentence), (0, 0, 0, 4), expand=False))
+
+
+# --- words ----------------------------------------------------------------------------------------------------------
+
+STATE_STYLES = {
+    "running": "green",
+    "ready": "green",
+    "ok": "green",
+    "done": "green",
+    "starting": "yellow",
+    "preparing": "yellow",
+    "reloading": "yellow",
+    "draining": "yellow",
+    "stopping": "yellow",
+    "backoff": "yellow",
+    "degraded": "yellow",
+    "warning": "yellow",
+    "doing": "yellow",
+    "failed": "red",
+    "failing": "red",
+    "error": "red",
+    "stopped": "dim",
+}
+
+
+def state(word: object) -> Text:
+    """A state in its colour."""
+    return text((str(word), STATE_STYLES.get(str(word), "")))
+
+
+def duration(seconds: float) -> str:
+    """The two largest units: "3 d 4 h", "12 min 5 s", "0.4 s"."""
+    if seconds < 10:
+        return f"{max(seconds, 0):.1f} s"
+    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    whole = int(seconds)
+    parts: list[str] = []
+    for name, size in units:
+        count, whole = divmod(whole, size)
+        if count or parts:
+            parts.append(f"{count} {name}")
+        if len(parts) == 2:
+            break
+    return " ".join(part for part in parts if not part.startswith("0 "))
+
+
+def ago(since: float | None) -> str:
+    """How long ago a time (epoch seconds) was; "" for None."""
+    return "" if since is None else f"{duration(max(0.0, time.time() - since))} ago"
+
+
+def clock(at: float | None) -> str:
+    """A time of day to the millisecond in local time; "" for None."""
+    if at is None:
+        return ""
+    try:
+        return time.strftime("%H:%M:%S", time.localtime(at)) + f".{int(at * 1000) % 1000:03d}"
+    except (OverflowError, ValueError, OSError):  # a time that no calendar has
+        return ""
+
+
+def milliseconds(value: float | None) -> str:
+    """Three significant figures or so: "0.412", "12.3", "187"."""
+    if value is None:
+        return ""
+    return (
+        f"{value:.3f}"
+        if value < 1
+        else f"{value:.2f}"
+        if value < 10
+        else f"{value:.1f}"
+        if value < 100
+        else f"{value:.0f}"
+    )
+
+
+def brief(value: Any) -> str:
+    """A configuration value on one line, as TOML would have it; "(not set)" for None."""
+    return "(not set)" if value is None else json.dumps(value, ensure_ascii=False)

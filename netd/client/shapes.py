@@ -1,0 +1,123 @@
+"""The JSON of the control API as types: what `ControlClient`'s methods return. No code.
+
+A daemon may add keys within one API version, so a reader ignores what it does not know; `NotRequired` marks what it may
+leave out. Times are seconds since the epoch; `*_ms` are milliseconds, `*_s` seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+
+class Warning_(TypedDict):  # noqa: N801 - `Warning` is a builtin
+    """A health condition with a stable code ("trace.unprivileged") and advice on what to do."""
+
+    code: str
+    severity: Literal["warning", "error"]
+    message: str
+    advice: str | None
+    service: str | None
+    since: float
+
+
+class Unit(TypedDict):
+    """One service as the supervisor sees it. `state` is one of the unit's states (runtime/unit.py draws them)."""
+
+    name: str
+    state: str
+    since: float
+    generation: int
+    restarts: int
+    error: str | None
+    retry_at: float | None
+    addresses: list[str]
+    enabled: bool
+
+
+class ConfigSources(TypedDict):
+    sources: list[str]
+    etag: str
+
+
+class Status(TypedDict):
+    version: str
+    state: str
+    ready: bool
+    pid: int
+    started: float
+    uptime_s: float
+    services: list[Unit]
+    warnings: list[Warning_]
+    config: ConfigSources
+
+
+class HealthReport(TypedDict):
+    status: Literal["ok", "degraded", "failing"]
+    warnings: list[Warning_]
+
+
+class Readiness(TypedDict):
+    """`waiting` names the services that are not serving yet."""
+
+    ready: bool
+    waiting: NotRequired[list[str]]
+
+
+class ErrorBody(TypedDict):
+    kind: str
+    message: str
+    path: NotRequired[str | None]
+
+
+class Change(TypedDict):
+    """A long operation: it goes on in the daemon whether or not anybody waits for it."""
+
+    id: str
+    kind: str
+    target: str | None
+    status: Literal["doing", "done", "failed"]
+    since: float
+    ended: float | None
+    error: ErrorBody | None
+    result: dict[str, Any] | None
+
+
+class ConfigChange(TypedDict):
+    """One field that differs; `effect` is live, replace or fixed."""
+
+    path: str
+    running: Any
+    configured: Any
+    effect: str
+
+
+class ConfigView(TypedDict):
+    """`values` nested, secrets redacted; `origins` dotted key -> where it was set, defaults absent."""
+
+    values: dict[str, Any]
+    origins: dict[str, str]
+    sources: list[str]
+    etag: str
+
+
+class ConfigProblem(TypedDict):
+    path: str
+    message: str
+    source: str
+
+
+class ConfigCheck(TypedDict):
+    ok: bool
+    problems: list[ConfigProblem]
+    changes: list[ConfigChange]
+
+
+class LogLevels(TypedDict):
+    """`level` is the root's; `loggers` those with a level of their own."""
+
+    level: str
+    loggers: dict[str, str]
+
+
+TraceRecord = dict[str, Any]
+"""A trace as the history keeps it, hops and all: the trace service adds fields as it learns to see more."""
