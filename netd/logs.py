@@ -8,6 +8,7 @@ Rules:
 - what comes from outside cannot forge a line or steer a terminal: control characters are escaped, long values cut;
 - a line that cannot be written raises nothing, and the journal never makes anyone wait: lost lines are counted, and the
   next one that gets through tells how many;
+- a field that is None says nothing and is left out;
 - a level set by hand (command line, REST) outlives reloads until it is taken back; below it, the configuration's.
 
 A logger's level is the one of the longest configured prefix of its name: "netd.control" covers "netd.control.access";
@@ -107,6 +108,26 @@ def shutdown() -> None:
     _logs.reset()
 
 
+def embed() -> None:
+    """Log as a library does, in somebody's program: through structlog as the program configured it; and if it did not,
+    to the standard library's loggers ("netd.trace"), where the program's own configuration finds it.
+    """
+    if not structlog.is_configured():
+        structlog.configure(
+            processors=[structlog.stdlib.filter_by_level, _as_record],
+            wrapper_class=structlog.stdlib.BoundLogger,
+            logger_factory=structlog.stdlib.LoggerFactory(),
+        )
+
+
+def _as_record(logger: object, method: str, fields: structlog.typing.EventDict) -> tuple[tuple[str], dict[str, Any]]:
+    """The arguments of a logging.Logger's method."""
+    event, exc_info = fields.pop("event", ""), fields.pop("exc_info", None)
+    pairs = [f"{key}={_value(value)}" for key, value in fields.items() if value is not None]
+    # what the record does with % is done here: no arguments, so a "%" in a value stays one
+    return (" ".join([_escaped(str(event)), *pairs]),), {"exc_info": exc_info}
+
+
 def set_level(level: str | None, logger: str = "") -> None:
     """Set the level of `logger` and all below it ("": of everything) by hand; None takes that back.
 
@@ -151,7 +172,8 @@ class _Channel:
         self.threshold = threshold
 
     def write(self, event: object = "", level: str = "info", exc_info: Any = None, **fields: Any) -> None:
-        _logs.write(Line(time.time(), level, self.name, str(event), fields, _traceback(exc_info)))
+        said = {name: value for name, value in fields.items() if value is not None}
+        _logs.write(Line(time.time(), level, self.name, str(event), said, _traceback(exc_info)))
 
     # structlog calls the method named as the level
     debug = info = warning = error = critical = write
@@ -294,7 +316,7 @@ def _escaped(text: str, *, cut: bool = True) -> str:
 
 
 def _value(value: Any) -> str:
-    text = _cut(str(value))
+    text = _cut(",".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
     if text and text.isprintable() and not _NEEDS_QUOTES.search(text):
         return text
     return json.dumps(text, ensure_ascii=not text.isprintable())

@@ -85,7 +85,8 @@ def parse_address(address: str) -> tuple[str, int] | Path:
     try:
         version = ipaddress.ip_address(host).version
     except ValueError:
-        raise ValueError(f"cannot listen on {address!r}: {host!r} is not an IP address (names are not looked up)") from None
+        why = f"{host!r} is not an IP address (names are not looked up)"
+        raise ValueError(f"cannot listen on {address!r}: {why}") from None
     if (version == 6) != (match["v6"] is not None):
         raise ValueError(f"cannot listen on {address!r}: an IPv6 address stands in brackets, an IPv4 address does not")
     if port > 65535:

@@ -8,6 +8,8 @@ import logging
 import os
 import pty
 import socket
+import subprocess
+import sys
 
 import pytest
 import structlog
@@ -155,7 +157,7 @@ def test_a_line_of_text(out):
     (line,) = lines(out)
     assert line[:4].isdigit()
     assert line[24:] == (
-        'warning  client gone address=192.0.2.1:5 reason="took too long" empty="" n=3 none=None logger=netd.test'
+        'warning  client gone address=192.0.2.1:5 reason="took too long" empty="" n=3 logger=netd.test'
     )
 
 
@@ -331,3 +333,27 @@ def test_structlogs_own_capture_still_works_for_tests(out):
         log.debug("filtered")
     assert captured == [{"event": "seen", "a": 1, "log_level": "info"}]
     assert lines(out) == []
+
+
+def test_embedded_it_logs_to_the_standard_library_unless_the_program_configured_structlog():
+    program = """
+import logging, structlog
+from netd import logs
+logs.embed()
+logging.basicConfig(format="%(name)s %(levelname)s %(message)s", level=logging.INFO)
+log = structlog.get_logger("netd.trace")
+log.debug("too quiet")
+log.warning("100 % odd", address="a b", nothing=None, list=[1, 2])
+try:
+    1 / 0
+except ZeroDivisionError:
+    log.exception("broken")
+structlog.configure(processors=[structlog.processors.JSONRenderer()], logger_factory=structlog.PrintLoggerFactory())
+logs.embed()
+structlog.get_logger("netd.trace").warning("its own")
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stderr.startswith(
+        'netd.trace WARNING 100 % odd address="a b" list=1,2\nnetd.trace ERROR broken\nTraceback'
+    )
+    assert result.stdout == '{"event": "its own"}\n'

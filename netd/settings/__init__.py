@@ -12,7 +12,7 @@ Rules:
 - TOML has no null: "" stands for "none" wherever a key may have none;
 - a relative path is relative to the directory netd is started in.
 
-Left out: which change takes effect how (`netd.section`, runtime/reload.py); what the sources are (`netd.settings.sources`).
+Left out: which change takes effect how (section.py, runtime/reload.py); what the sources are (settings/sources.py).
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from netd.control.config import ControlConfig, MetricsConfig
 from netd.errors import ConfigError, ConfigProblem
 from netd.logs import LogConfig
-from netd.settings.overrides import FILE_NAME, stage_override
-from netd.settings.overrides import text_with as override_with
-from netd.settings.problems import ENV_PREFIX, by_place, explain, section_of
 from netd.runtime.supervisor import RestartPolicy
 from netd.section import Section, fixed
 from netd.services.trace.config import TraceConfig
+from netd.settings.overrides import FILE_NAME, stage_override
+from netd.settings.overrides import text_with as override_with
+from netd.settings.problems import ENV_PREFIX, by_place, explain, section_of
 from netd.settings.sources import (
     Owners,
     Source,

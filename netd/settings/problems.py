@@ -1,6 +1,6 @@
 """What is wrong with a configuration, in words for whoever wrote it: place, key, why, and what was probably meant.
 
-pydantic says what is wrong with a value; where the value came from, `netd.settings.sources` knows; this puts the two together.
+pydantic says what is wrong with a value; where the value came from, sources.py knows; this puts the two together.
 
 Rules:
 - every problem points at the place that has to be edited (an unknown key that two files set is two problems);

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netd.errors import ConfigError
-from netd.settings.overrides import FILE_NAME, text_with, stage_override
+from netd.settings.overrides import FILE_NAME, stage_override, text_with
 from netd.settings.tomlkeys import join_key
 
 

@@ -17,9 +17,9 @@ from pydantic import BaseModel, ValidationError
 
 from netd.control.config import ControlConfig
 from netd.errors import ConfigError
-from netd.settings.problems import section_of
 from netd.services.trace.config import TraceConfig
 from netd.settings import Settings, load, schema, stage_override
+from netd.settings.problems import section_of
 from netd.settings.sources import MAX_BYTES, MAX_FILES
 
 ROOT = Path(__file__).parents[2]

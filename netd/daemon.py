@@ -1,0 +1,449 @@
+"""The composition root: settings -> runtime -> services -> control -> systemd. Knows everyone; nobody knows it.
+
+    run(paths)         the process: signals, systemd, exit codes
+    open(settings)     the same daemon inside someone's Trio program (as netd.open)
+
+           .---- outer nursery: tracer, control API, changes; ends last ----------------------------------.
+           |   .---- supervisor: one unit per service, stopped in reverse order ----.                     |
+    start: store, bus, health, metrics, listeners -> tracer -> control -> services -> started() / READY=1
+    stop:  STOPPING=1 -> services drain (supervisor.drain) -> control drains (control.limits.drain) -> store flushes
+
+Rules:
+- by phase: an error while starting is fatal, while reloading it is reported, while draining it is logged. A service
+  that cannot be prepared at start (its port is taken) is fatal; one that crashes is its unit's business;
+- the control API is up before the services and after them: it answers "starting" and "draining" too;
+- `reload` puts the whole configuration in force or nothing of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import signal
+import time
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import structlog
+import trio
+from pydantic_core import to_jsonable_python
+
+from netd import __version__, logs, systemd
+from netd.control.host import ConfigChange, ConfigCheck, ConfigView, ReloadResult
+from netd.control.scrape import service_type as metrics_service
+from netd.errors import ConfigError, Conflict, NetdError, PrepareFailed
+from netd.net import http
+from netd.net.tracer import Tracer
+from netd.runtime.bus import Bus, Notice
+from netd.runtime.diff import changes
+from netd.runtime.generation import Shared
+from netd.runtime.health import Health
+from netd.runtime.listeners import Listeners
+from netd.runtime.metrics import Metrics
+from netd.runtime.reload import Reload, plan
+from netd.runtime.store import open_store
+from netd.runtime.supervisor import Supervisor
+from netd.section import Listen
+from netd.services.trace.service import service_type as trace_service
+from netd.settings import Loaded, Settings, load, schema, stage_override
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from fastapi import APIRouter
+
+    from netd.control.config import ControlConfig
+    from netd.control.host import DaemonState
+    from netd.runtime.bus import Subscription
+    from netd.runtime.diff import FieldChange
+    from netd.runtime.reload import Plan
+    from netd.runtime.service import ServiceType
+    from netd.runtime.store import Store
+    from netd.runtime.unit import UnitSnapshot
+    from netd.settings.overrides import StagedOverride
+
+log = structlog.get_logger("netd.daemon")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reloaded(Notice):
+    """Another configuration is in force; `changed` are the dotted keys that differ from before."""
+
+    kind: ClassVar[str] = "reloaded"
+    changed: list[str]
+
+
+class Daemon:
+    """One daemon, for one `run`. Everything but `stop` is for the Trio thread that runs it, while it runs."""
+
+    version = __version__
+
+    def __init__(self, loaded: Loaded, *, source: Callable[..., Loaded] | None = None) -> None:
+        """`source(override=...)` loads the configuration afresh; without it there is nothing to reload from."""
+        self.started = time.time()
+        self.bus = Bus()
+        self.health = Health(self.bus)
+        self.metrics = Metrics()
+        self._loaded = loaded
+        self._source = source
+        self._state: DaemonState = "starting"
+        self._stop = trio.Event()
+        self._hasten = trio.CancelScope()
+        self._notifier = systemd.Notifier(None)
+
+    # --- its life ---
+
+    async def run(self, *, task_status: trio.TaskStatus[Self] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until `stop`, then drain. `started()` once every enabled service serves or is its unit's business.
+
+        Raises NetdError for what makes a start impossible.
+        """
+        try:
+            self._make_state_directory()
+            with self._hasten:
+                async with open_store(self._store_path()) as store:
+                    await self._run(store, task_status)
+        except BaseExceptionGroup as group:
+            raise _sole(group) from None
+        finally:
+            self._stop.set()
+            self.bus.close()
+
+    def stop(self) -> None:
+        """Drain and end. A second call, once draining, no longer waits for anybody."""
+        if self._stop.is_set():
+            self._hasten.cancel()
+        self._stop.set()
+
+    async def _run(self, store: Store, task_status: trio.TaskStatus[Self]) -> None:
+        self._notifier = systemd.Notifier.from_environ() if self._source else systemd.Notifier(None)
+        inherited = systemd.listen_fds() if self._source else {}
+        async with AsyncExitStack() as stack:
+            stack.callback(self._notifier.close)
+            listeners = Listeners(health=self.health, notifier=self._notifier, inherited=inherited)
+            stack.callback(listeners.close)
+            shared = Shared(self.bus, self.health, self.metrics, store, listeners, self.settings.state_directory)
+            self._store = store
+            self._tracer = Tracer()
+            self._supervisor = Supervisor(shared, self.settings.supervisor)
+            self._reload = Reload(self._supervisor)
+            for service_type in self._rooms():
+                self._supervisor.add(service_type, self.settings.services()[service_type.name])
+
+            outer = await stack.enter_async_context(trio.open_nursery())
+            await outer.start(self._tracer.run)
+            control_draining = trio.Event()
+            control = await self._open_control(listeners, outer, control_draining)
+            await outer.start(self._supervisor.run)
+            await self._start_services()
+            listeners.drop_unclaimed()
+            if (interval := systemd.watchdog_interval()) is not None and self._notifier.active:
+                await outer.start(systemd.watchdog, self._notifier, interval, self._supervisor.pulse)
+            if not self._stop.is_set():
+                self._state = "running"
+            self._notifier.ready(self._summary())
+            log.info("netd is running", version=self.version, sources=self._loaded.sources or "defaults", **control)
+            task_status.started(self)
+            await self._stop.wait()
+
+            self._state = "draining"
+            self._notifier.stopping("draining")
+            log.info("netd is draining", seconds=self.settings.supervisor.drain)
+            listeners.leave_behind()
+            await self._supervisor.stop_all()
+            control_draining.set()
+            await self._control_ended.wait()
+            await store.flush()
+            outer.cancel_scope.cancel()
+        log.info("netd has stopped")
+
+    async def _start_services(self) -> None:
+        """Start what is enabled, unless a stop comes first. What cannot be prepared ends the start of the daemon."""
+        async with trio.open_nursery() as nursery:
+
+            async def until_stopped() -> None:
+                await self._stop.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(until_stopped)
+            outcomes = await self._supervisor.start_all()
+            nursery.cancel_scope.cancel()
+            for settled in outcomes.values():
+                if isinstance(settled.error, PrepareFailed):
+                    raise settled.error
+
+    async def _open_control(self, listeners: Listeners, outer: trio.Nursery, draining: trio.Event) -> dict[str, str]:
+        """Serve the control API, if there is to be one. Returns what the log should say of it."""
+        self._control_ended = trio.Event()
+        config = self.settings.control
+        if config.socket is None:
+            self._control_ended.set()
+            return {}
+        leases = listeners.lease("control")
+        listener = await leases.open(Listen(address=f"unix:{config.socket}"), mode=config.mode, group=config.group)
+        # late: FastAPI costs 0.3 s and 17 MiB, which a daemon without a control socket need not pay
+        from netd.control.app import create_app
+
+        app = create_app(self, outer)
+
+        async def serve(*, task_status: trio.TaskStatus[None]) -> None:
+            try:
+                await http.serve(listener, app, lambda: self.control_config.limits, draining, task_status=task_status)
+            finally:
+                self._control_ended.set()
+
+        await outer.start(serve)
+        return {"control": str(config.socket)}
+
+    def _rooms(self) -> list[ServiceType]:
+        """Every service there is, in the order they start."""
+        return [metrics_service(self.metrics), trace_service(self._tracer)]
+
+    def routers(self) -> Sequence[tuple[str, APIRouter]]:
+        from netd.services.trace import api as trace_api
+
+        return [
+            ("/trace", trace_api.router(lambda: self.service("trace"), self._tracer, self._store)),
+        ]
+
+    def _make_state_directory(self) -> None:
+        """systemd makes it for the packaged service; whoever runs netd by hand should not have to."""
+        directory = self.settings.state_directory
+        try:
+            if directory is not None:
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            why = (error.strerror or str(error)).lower()
+            raise PrepareFailed("netd", f"cannot make the state directory {directory}: {why}") from error
+
+    def _store_path(self) -> Path | None:
+        directory = self.settings.state_directory
+        return None if directory is None else directory / "netd.sqlite"
+
+    # --- what it is ---
+
+    @property
+    def settings(self) -> Settings:
+        """The configuration in force."""
+        return self._loaded.settings
+
+    @property
+    def control_config(self) -> ControlConfig:
+        return self.settings.control
+
+    @property
+    def state(self) -> DaemonState:
+        return "reloading" if self._state == "running" and self._reload.under_way else self._state
+
+    @property
+    def ready(self) -> bool:
+        return self._state == "running" and not self._supervisor.waiting()
+
+    def services(self) -> list[UnitSnapshot]:
+        return self._supervisor.snapshot()
+
+    def service(self, name: str) -> Any:
+        return self._supervisor.unit(name).service
+
+    def addresses(self, name: str) -> list[str]:
+        """Where a service listens ("127.0.0.1:8080"); empty while it does not run. NotFound for an unknown name."""
+        return self._supervisor.unit(name).snapshot().addresses
+
+    def notices(self, *kinds: type[Notice]) -> Notices:
+        """What happens, from now until the daemon has drained; of these classes, or everything."""
+        return Notices(self.bus.subscribe(*kinds))
+
+    # --- what the control API asks for ---
+
+    async def service_start(self, name: str) -> UnitSnapshot:
+        return await self._supervisor.start(name)
+
+    async def service_stop(self, name: str) -> UnitSnapshot:
+        return await self._supervisor.stop(name)
+
+    async def service_restart(self, name: str) -> UnitSnapshot:
+        return await self._supervisor.restart(name)
+
+    async def reload(self) -> ReloadResult:
+        """Put what the files say now in force. ConfigError, ReloadRefused, Conflict: nothing has changed."""
+        return await self._reload_to({})
+
+    async def config_patch(self, values: dict[str, Any], etag: str | None) -> ReloadResult:
+        if self.settings.state_directory is None:
+            raise Conflict("cannot keep settings: the daemon runs without a state directory")
+        return await self._reload_to(values, etag)
+
+    async def config_check(self) -> ConfigCheck:
+        try:
+            loaded = await self._load()
+        except ConfigError as error:
+            return ConfigCheck(list(error.problems), [])
+        return ConfigCheck([], _shown(changes(self.settings, loaded.settings)))
+
+    def config_view(self) -> ConfigView:
+        values = _plain(self.settings)
+        etag = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+        return ConfigView(values, self._loaded.origins, self._loaded.sources, etag)
+
+    def config_schema(self) -> dict[str, Any]:
+        return schema()
+
+    def log_levels(self) -> dict[str, str]:
+        return logs.levels()
+
+    def set_log_level(self, level: str | None, logger: str = "") -> None:
+        logs.set_level(level, logger)
+
+    # --- reload ---
+
+    async def _load(self, override: Mapping[str, Any] | None = None) -> Loaded:
+        if self._source is None:
+            raise Conflict("cannot load the configuration: the daemon was not started from files")
+        return await trio.to_thread.run_sync(partial(self._source, override=override))
+
+    async def _reload_to(self, override: Mapping[str, Any], etag: str | None = None) -> ReloadResult:
+        """The one way to another configuration: SIGHUP, `netctl reload`, `netctl config set` and REST end here."""
+        loaded: list[Loaded] = []
+        staged: list[StagedOverride] = []
+
+        async def make_plan() -> Plan:
+            if etag is not None and etag != self.config_view().etag:
+                raise Conflict("cannot change the configuration: it is another by now; look at it again")
+            self._notifier.reloading()
+            loaded.append(await self._load(override or None))
+            if override and (directory := self.settings.state_directory) is not None:
+                staged.append(await trio.to_thread.run_sync(stage_override, directory, override))
+            old, new = self.settings.services(), loaded[0].settings.services()
+            return plan(self.settings, loaded[0].settings, {name: (old[name], new[name]) for name in old})
+
+        def commit() -> None:
+            for file in staged:
+                file.commit()
+            self._loaded = loaded[0]
+            self._supervisor.policy = self.settings.supervisor
+            logs.reconfigure(self.settings.log)
+
+        try:
+            made = await self._reload.carry_out(make_plan, commit=commit)
+        except NetdError as error:
+            log.warning("reload refused", kind=error.kind, why=str(error))
+            raise
+        finally:
+            for file in staged:
+                file.discard()
+            if self._state == "running":
+                self._notifier.ready(self._summary())
+        self.bus.publish(Reloaded(changed=[change.path for change in made.changes]))
+        return ReloadResult(_shown(made.changes), self.services())
+
+    def _summary(self) -> str:
+        """One line for `systemctl status`."""
+        return ", ".join(f"{unit.name} {unit.state}" for unit in self.services())
+
+
+class Notices:
+    """The notices of a running daemon: `async for notice in daemon.notices()`. Also a context manager."""
+
+    def __init__(self, subscription: Subscription) -> None:
+        self._subscription = subscription
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Notice:
+        return (await self._subscription.__anext__()).notice
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._subscription.close()
+
+
+@asynccontextmanager
+async def open(settings: Settings | Mapping[str, Any] | None = None) -> AsyncIterator[Daemon]:
+    """A daemon inside your own Trio program: `async with netd.open({...}) as daemon`.
+
+    `settings` is nested as in netd.toml; without more, nothing of the host is taken or read: no files, no environment,
+    no control socket, no state on disk, no signals. Inside the block every enabled service is serving; leaving the block
+    drains and stops them. It logs as a library does (logs.embed). Raises ConfigError, or ServiceError when a service cannot be prepared.
+    """
+    if not isinstance(settings, Settings):
+        settings = Settings.embedded(settings)
+    logs.embed()
+    daemon = Daemon(Loaded(settings, {}, []))
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(daemon.run)
+            yield daemon
+            daemon.stop()
+    except BaseExceptionGroup as group:
+        raise _sole(group) from None
+
+
+def _raise_file_limit() -> None:
+    """Every client is a descriptor: take what the hard limit allows (the soft one is low for the sake of select)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def run(*, paths: Sequence[Path], log_level: str | None = None) -> int:
+    """The process: load, serve until SIGTERM or SIGINT, return the exit code. NetdError for what prevents a start."""
+    loaded = load(paths)
+    logs.configure(loaded.settings.log, level=log_level)
+    _raise_file_limit()
+    daemon = Daemon(loaded, source=partial(load, paths))
+    try:
+        trio.run(_with_signals, daemon)
+    except BaseExceptionGroup as group:
+        raise _sole(group) from None
+    return 0
+
+
+async def _with_signals(daemon: Daemon) -> None:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_obey, daemon)
+        await daemon.run()
+        nursery.cancel_scope.cancel()
+
+
+async def _obey(daemon: Daemon, *, task_status: trio.TaskStatus[None]) -> None:
+    """SIGHUP reloads; SIGTERM and SIGINT drain, and a second one no longer waits."""
+    async with trio.open_nursery() as nursery:
+        with trio.open_signal_receiver(signal.SIGHUP, signal.SIGTERM, signal.SIGINT) as signals:
+            task_status.started()
+            async for number in signals:
+                log.info("signal received", signal=signal.Signals(number).name)
+                if number == signal.SIGHUP:
+                    nursery.start_soon(_reload_by_signal, daemon)
+                else:
+                    daemon.stop()
+
+
+async def _reload_by_signal(daemon: Daemon) -> None:
+    try:
+        await daemon.reload()
+    except NetdError:
+        return  # refused, and logged as such: a signal has nobody else to tell
+
+
+def _shown(found: Iterable[FieldChange]) -> list[ConfigChange]:
+    return [ConfigChange(change.path, _plain(change.old), _plain(change.new), change.effect.value) for change in found]
+
+
+def _plain(value: Any) -> Any:
+    """As JSON would have it; secrets come out as asterisks."""
+    return to_jsonable_python(value, fallback=str)
+
+
+def _sole(group: BaseExceptionGroup[Any]) -> BaseException:
+    """The one exception inside nested groups; the group itself where there are several."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

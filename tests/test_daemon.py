@@ -1,0 +1,262 @@
+"""The daemon as a process: start, signals, reload, drain, and what it tells systemd."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from trio_websocket import ConnectionClosed
+
+from netd.errors import RequestFailed
+from tests.support.process import PATIENCE, NetdProcess, Systemd
+from tests.support.websocket import websocket
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from trio_websocket import WebSocketConnection
+
+TRACE = '[[trace.listen]]\naddress = "127.0.0.1:0"\n'
+
+
+async def trace_url(netd: NetdProcess) -> str:
+    async with netd.client() as control:
+        units = {unit["name"]: unit for unit in await control.services()}
+    return f"ws://{units['trace']['addresses'][0]}/"
+
+
+@asynccontextmanager
+async def traced_client(netd: NetdProcess) -> AsyncIterator[WebSocketConnection]:
+    """A WebSocket client whose first trace is over. Its messages must be read, or trio-websocket answers no pings."""
+    async with websocket(await trace_url(netd)) as ws:
+        with trio.fail_after(PATIENCE):
+            while json.loads(await ws.get_message())["type"] != "clientDone":
+                pass
+        yield ws
+
+
+async def test_it_serves_and_stops_and_tells_systemd(tmp_path):
+    async with NetdProcess(tmp_path, TRACE) as netd:
+        async with netd.client() as control:
+            status = await control.status()
+        assert (status["state"], status["ready"], status["pid"]) == ("running", True, netd.pid)
+        assert stat.S_IMODE(netd.socket.stat().st_mode) == 0o660
+
+        netd.signal(signal.SIGTERM)
+        await netd.systemd.until(STOPPING="1")
+        assert await netd.exited() == 0
+
+
+async def test_a_client_is_traced_and_told(tmp_path):
+    async with NetdProcess(tmp_path, TRACE) as netd, websocket(await trace_url(netd)) as ws:
+        with trio.fail_after(PATIENCE):
+            connected, done = json.loads(await ws.get_message()), json.loads(await ws.get_message())
+
+        assert connected["type"] == "connected"
+        assert done["type"] == "clientDone"
+        async with netd.client() as control:
+            [trace] = await control.traces()
+        assert trace["client_id"] == connected["client_id"]
+
+
+@pytest.mark.parametrize(
+    ("toml", "code", "says"),
+    [
+        ("[trace]\nmax_hop = 3\n", 78, "netd.toml:2: trace.max_hop: "),
+        ('[[trace.listen]]\naddress = "127.0.0.1:{taken}"\n', 69, "another program listens there already"),
+        ("trace = [\n", 78, "netd.toml:1"),
+    ],
+)
+async def test_what_prevents_a_start_is_said_with_its_exit_code(tmp_path, toml, code, says):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        netd = NetdProcess(tmp_path, toml.replace("{taken}", str(taken.getsockname()[1])))
+        netd.start()
+        assert await netd.exited() == code
+    assert says in netd.log()
+    assert "Traceback" not in netd.log()
+    netd.systemd.close()
+
+
+async def test_sighup_reloads_and_a_refused_reload_disturbs_nobody(tmp_path):
+    async with NetdProcess(tmp_path, TRACE) as netd, netd.client() as control:
+        before = {unit["name"]: unit["generation"] for unit in await control.services()}
+        async with traced_client(netd) as ws:
+            netd.config.write_text(TRACE + "[trace]\nmax_hops = 12\n")
+            netd.signal(signal.SIGHUP)
+            reloading = await netd.systemd.until(RELOADING="1")
+            assert int(reloading["MONOTONIC_USEC"]) > 0
+            await netd.systemd.until(READY="1")
+            assert (await control.config())["values"]["trace"]["max_hops"] == 12
+
+            # fixed: refused by name, and the live change beside it is not made either
+            netd.config.write_text(TRACE + "[trace]\nmax_hops = 9\n[control]\nmode = 0o600\n")
+            with pytest.raises(RequestFailed, match=r"cannot change control\.mode") as refused:
+                await control.reload(wait=20)
+            assert (refused.value.kind, refused.value.status) == ("reload-refused", 409)
+            assert refused.value.path == "control.mode"
+
+            # broken: all problems at once
+            netd.config.write_text(TRACE + "[trace]\nmax_hops = 0\nrounds = -1\nmax_hop = 1\n")
+            with pytest.raises(RequestFailed) as broken:
+                await control.reload(wait=20)
+            assert broken.value.kind == "config"
+            assert len(str(broken.value).splitlines()) == 3
+
+            assert (await control.config())["values"]["trace"]["max_hops"] == 12
+            assert {unit["name"]: unit["generation"] for unit in await control.services()} == before
+            await ws.ping()  # the client noticed nothing
+
+
+async def test_a_listener_that_cannot_be_had_refuses_the_reload(tmp_path):
+    async with NetdProcess(tmp_path, TRACE) as netd, netd.client() as control:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            netd.config.write_text(f'[[trace.listen]]\naddress = "127.0.0.1:{port}"\n')
+            async with traced_client(netd) as ws:
+                with pytest.raises(RequestFailed, match=rf"cannot listen on 127\.0\.0\.1:{port}"):
+                    await control.reload(wait=20)
+                await ws.ping()
+        assert [warning["code"] for warning in (await control.health())["warnings"]] == []
+
+
+async def test_a_moved_listener_serves_before_the_old_generation_drains(tmp_path):
+    async with NetdProcess(tmp_path, TRACE) as netd, netd.client() as control:
+        async with traced_client(netd) as ws:
+            netd.config.write_text('[[trace.listen]]\naddress = "127.0.0.2:0"\n')
+            change = await control.reload(wait=20)
+            assert [entry["path"] for entry in change["result"]["changes"]] == ["trace.listen.0.address"]
+            with trio.fail_after(PATIENCE), pytest.raises(ConnectionClosed) as closed:
+                await ws.get_message()
+            assert closed.value.reason.code == 1001
+        assert (await trace_url(netd)).startswith("ws://127.0.0.2:")
+
+
+async def test_config_set_persists_shows_its_origin_and_survives_a_restart(tmp_path):
+    systemd = Systemd(tmp_path)
+    async with NetdProcess(tmp_path, TRACE, systemd=systemd) as netd, netd.client() as control:
+        await control.config_patch({"trace.max_hops": 17}, wait=20)
+        with pytest.raises(RequestFailed, match="cannot change control"):
+            await control.config_patch({"control.mode": 0o600, "trace.rounds": 3}, wait=20)
+        view = await control.config()
+        assert view["values"]["trace"]["max_hops"] == 17
+        assert view["origins"]["trace.max_hops"].startswith(str(netd.state / "override.toml:"))
+        assert "trace.rounds" not in view["origins"]
+        assert "rounds" not in (netd.state / "override.toml").read_text()
+
+    async with NetdProcess(tmp_path, TRACE, systemd=systemd) as netd, netd.client() as control:
+        assert (await control.config())["values"]["trace"]["max_hops"] == 17
+    systemd.close()
+
+
+async def test_sigterm_with_500_clients_connected(tmp_path):
+    toml = "[trace]\nclients_per_address = 1000\nmax_traces = 1000\nprobes_per_second = 100000\n" + TRACE
+    told: list[int] = []
+
+    async with NetdProcess(tmp_path, toml) as netd:
+        url = await trace_url(netd)
+        ready = trio.Event()
+        connected = 0
+
+        async def client() -> None:
+            nonlocal connected
+            async with websocket(url) as ws:
+                connected += 1
+                if connected == 500:
+                    ready.set()
+                try:
+                    while True:
+                        await ws.get_message()
+                except ConnectionClosed as closed:
+                    told.append(closed.reason.code)
+
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                for _ in range(500):
+                    nursery.start_soon(client)
+                await ready.wait()
+                netd.signal(signal.SIGTERM)
+            assert await netd.exited() == 0
+    assert told == [1001] * 500
+    assert "Traceback" not in netd.log()
+
+
+async def test_hostile_peers_of_the_control_socket_do_not_hold_up_a_shutdown(tmp_path):
+    events = b"GET /v1/events HTTP/1.1\r\nHost: netd\r\n\r\n"
+    async with NetdProcess(tmp_path, "[control.limits]\ndrain = 1.0\n" + TRACE) as netd, AsyncExitStack() as stack:
+        for said in (b"", b"GET /v1/sta", b"\x00\xff" * 40, events * 2):
+            peer = await stack.enter_async_context(await trio.open_unix_socket(str(netd.socket)))
+            await peer.send_all(said)
+        async with netd.client() as control:
+            assert (await control.ready())["ready"]
+        netd.signal(signal.SIGTERM)
+        assert await netd.exited() == 0
+    assert "Traceback" not in netd.log()
+
+
+async def test_a_second_signal_no_longer_waits(tmp_path):
+    async with NetdProcess(tmp_path, "[supervisor]\ndrain = 3600\n" + TRACE) as netd:
+        host, port = (await trace_url(netd)).removeprefix("ws://").rstrip("/").split(":")
+        # a client that is half way through its handshake and one that will never read
+        stuck = await trio.open_tcp_stream(host, int(port))
+        await stuck.send_all(b"GET / HTTP/1.1\r\n")
+        netd.signal(signal.SIGTERM)
+        await netd.systemd.until(STOPPING="1")
+        netd.signal(signal.SIGTERM)
+        assert await netd.exited() == 0
+        await stuck.aclose()
+
+
+async def test_listeners_survive_a_kill_through_the_fd_store(tmp_path):
+    systemd = Systemd(tmp_path)
+    async with NetdProcess(tmp_path, TRACE, systemd=systemd) as netd:
+        url = await trace_url(netd)
+        host, port = url.removeprefix("ws://").rstrip("/").split(":")
+        assert len(systemd.store) == 2  # control and trace
+        netd.signal(signal.SIGKILL)
+        await netd.exited()
+
+    # nobody is serving, and still nobody is refused
+    waiting = await trio.open_tcp_stream(host, int(port))
+    async with NetdProcess(tmp_path, TRACE, systemd=systemd) as netd:
+        assert await trace_url(netd) == url
+        with trio.fail_after(PATIENCE):
+            await waiting.send_all(b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await waiting.receive_some()).startswith(b"HTTP/1.1 4")
+        await waiting.aclose()
+    systemd.close()
+
+
+async def test_the_watchdog_is_fed_while_the_loop_is_healthy(tmp_path):
+    netd = NetdProcess(tmp_path, TRACE, environ={"WATCHDOG_USEC": "400000"})
+    async with netd:
+        for _ in range(3):
+            await netd.systemd.until(WATCHDOG="1")
+        netd.signal(signal.SIGSTOP)  # a loop that hangs
+        while True:
+            with trio.move_on_after(1.0) as quiet:
+                await netd.systemd.until(WATCHDOG="1")
+            if quiet.cancelled_caught:
+                break
+        netd.signal(signal.SIGCONT)
+        await netd.systemd.until(WATCHDOG="1")
+
+
+async def test_whoever_runs_it_by_hand_may_write_and_others_may_not(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to ask as somebody else")
+    tmp_path.chmod(0o755)
+    for parent in list(tmp_path.parents)[:3]:
+        parent.chmod(parent.stat().st_mode | 0o055)
+    async with NetdProcess(tmp_path, "[control]\nmode = 0o666\n" + TRACE) as netd, netd.client() as control:
+        await control.config_patch({"trace.rounds": 2}, wait=20)  # root
+        command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "curl", "-s", "-X", "POST"]
+        command += ["--unix-socket", str(netd.socket), "http://netd/v1/reload?wait=1"]
+        result = await trio.run_process(command, capture_stdout=True)
+        assert json.loads(result.stdout)["error"]["kind"] == "denied"
