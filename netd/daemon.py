@@ -369,8 +369,10 @@ async def open(settings: Settings | Mapping[str, Any] | None = None) -> AsyncIte
     """A daemon inside your own Trio program: `async with netd.open({...}) as daemon`.
 
     `settings` is nested as in netd.toml; without more, nothing of the host is taken or read: no files, no environment,
-    no control socket, no state on disk, no signals. Inside the block every enabled service is serving; leaving the block
-    drains and stops them. It logs as a library does (logs.embed). Raises ConfigError, or ServiceError when a service cannot be prepared.
+    no control socket, no state on disk, no signals. Inside the block every enabled service serves; leaving it
+    drains and stops them. It logs as a library does (logs.embed).
+
+    Raises ConfigError, or ServiceError when a service cannot be prepared.
     """
     if not isinstance(settings, Settings):
         settings = Settings.embedded(settings)

@@ -68,7 +68,7 @@ _HOST_PORT = re.compile(r"^(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\[\]]*)):(?P<port>\
 
 
 def parse_address(address: str) -> tuple[str, int] | Path:
-    """"127.0.0.1:3000" or "[::1]:3000" -> (host, port); "unix:/run/x.sock" -> Path.
+    """A listener's address: (host, port) for "127.0.0.1:3000" and "[::1]:3000", a Path for "unix:/run/x.sock".
 
     Raises ValueError with a sentence for the person who wrote it. Host names are refused: a listener is bound before
     any name service is sure to answer.
@@ -103,7 +103,7 @@ Address = Annotated[str, AfterValidator(_valid_address)]
 
 
 class Tls(Section):
-    """A certificate for a listener. Both files are read again on every reload."""
+    """A certificate for a listener. Files that have changed are taken by the next connection, without a reload."""
 
     certificate: Path = replace()
     """PEM file with the certificate chain, leaf first."""

@@ -12,7 +12,7 @@ import pytest
 
 from netd.control.config import ControlConfig
 from netd.errors import ConfigError
-from netd.runtime.supervisor import RestartPolicy
+from netd.runtime.config import RestartPolicy
 
 UNITS = Path(__file__).parent.parent / "systemd"
 NAMES = ["netd.service", "netd.socket"]

@@ -31,7 +31,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from netd.control.config import ControlConfig, MetricsConfig
 from netd.errors import ConfigError, ConfigProblem
 from netd.logs import LogConfig
-from netd.runtime.supervisor import RestartPolicy
+from netd.runtime.config import RestartPolicy
 from netd.section import Section, fixed
 from netd.services.trace.config import TraceConfig
 from netd.settings.overrides import FILE_NAME, stage_override

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import Mapping, Sequence
 
+    from tests.support.netns import Namespace
+
 ROOT = Path(__file__).parents[2]
 PATIENCE = 30.0
 """Seconds after which a test that waits for a process gives up."""
@@ -96,8 +98,9 @@ class NetdProcess:
         environ: Mapping[str, str] | None = None,
         wrap: Sequence[str] = (),
         systemd: Systemd | None = None,
+        inside: Namespace | None = None,
     ) -> None:
-        """`wrap` goes before the command (setpriv, nsenter ...). `systemd` is shared between the lives of a service."""
+        """`wrap` goes before the command (setpriv ...). `systemd` is shared between the lives of a service."""
         self.config = directory / "netd.toml"
         self.socket = directory / "control.sock"
         self.state = directory / "state"
@@ -114,6 +117,7 @@ class NetdProcess:
             **(environ or {}),
         }
         self._wrap = wrap
+        self._popen = inside.popen if inside else subprocess.Popen
         self._log = directory / "log"
 
     async def __aenter__(self) -> Self:
@@ -136,7 +140,7 @@ class NetdProcess:
             names = ":".join(name for name, _ in self.systemd.store)
             command = [sys.executable, "-c", _LAUNCH, ",".join(map(str, fds)), names, *command]
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(command, cwd=ROOT, env=self._environ, stdout=log, stderr=log, pass_fds=fds)
+            self._process = self._popen(command, cwd=ROOT, env=self._environ, stdout=log, stderr=log, pass_fds=fds)
 
     async def __aexit__(self, *exc: object) -> None:
         if self._process.poll() is None:

@@ -11,12 +11,12 @@ import trio
 
 from netd.errors import PrepareFailed
 from netd.runtime.bus import Bus
+from netd.runtime.config import RestartPolicy
 from netd.runtime.generation import Shared
 from netd.runtime.health import Health
 from netd.runtime.listeners import Listeners
 from netd.runtime.metrics import Metrics
 from netd.runtime.store import open_store
-from netd.runtime.supervisor import RestartPolicy
 from netd.runtime.unit import Unit
 from netd.services.trace.config import TraceConfig, TraceListen
 from netd.services.trace.service import service_type

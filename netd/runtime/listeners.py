@@ -1,0 +1,396 @@
+"""Listening sockets, owned outside services so that clients queue during a restart instead of being refused.
+
+    Listeners (one per daemon)   the bound sockets, by service, address and interface
+      Leases (one per generation)  which of them a generation uses
+        Listener                     a descriptor of its own on one of them, and `accept`
+
+Rules:
+- opening an address that an overlapping or earlier generation of the same service has open gives the same socket;
+- a socket that nobody leases any more is closed, unless its service is held: a unit that is about to start again holds
+  its sockets, and what the generation before had open goes on queueing clients in the backlog;
+- a released Listener accepts nothing more: two generations never compete for one client;
+- what systemd passed (netd.socket, or the fd store of the process before us) is taken instead of binding anew. A socket
+  of netd.socket stays open while nobody uses it, because systemd keeps it open anyway;
+- what we bind ourselves is left in the fd store too, and is taken out again when it is closed for good. Once the daemon
+  is ending (`leave_behind`) it stays there: the next process finds it, clients still queueing;
+- [::] means IPv6 only (IPV6_V6ONLY), so that "[::]:80" and "0.0.0.0:80" are two listeners wherever they are written.
+
+Unix sockets are bound to a temporary name, given mode and group, and renamed: nobody ever sees one half made. A path
+that is there already is replaced only if nobody listens behind it. Left out: TLS and everything else that happens to a
+connection after accept.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import structlog
+import trio
+
+from netd.errors import PrepareFailed
+from netd.runtime.sockets import address_of, inode_of, listen_inet, listen_unix, listens_at, port_of
+from netd.section import parse_address
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from netd.runtime.health import Health
+    from netd.section import Listen
+    from netd.systemd import Notifier
+
+_CAPACITY_PAUSE = 0.1
+
+# accept(2): out of descriptors or memory. The connection stays in the backlog; trying again at once would spin.
+_CAPACITY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+# accept(2): errors of the connection that was to be accepted, not of the listener.
+_OF_THE_CLIENT = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.EPERM,
+        errno.EPROTO,
+        errno.ENETDOWN,
+        errno.ENOPROTOOPT,
+        errno.EHOSTDOWN,
+        errno.ENONET,
+        errno.EHOSTUNREACH,
+        errno.EOPNOTSUPP,
+        errno.ENETUNREACH,
+        errno.ETIMEDOUT,
+    }
+)
+_ADVICE = {
+    errno.EADDRINUSE: "another program listens there already (ss -ltnp shows which)",
+    errno.EACCES: "permission denied (ports below 1024 need CAP_NET_BIND_SERVICE)",
+    errno.EPERM: "permission denied (an interface needs CAP_NET_RAW)",
+    errno.EADDRNOTAVAIL: "no interface has this address",
+    errno.ENODEV: "there is no such interface",
+    errno.ENOENT: "its directory does not exist",
+    errno.EAFNOSUPPORT: "this machine has no such kind of address (is IPv6 off?)",
+}
+
+log = structlog.get_logger("netd.listeners")
+
+
+class _Key(NamedTuple):
+    """What makes a listener the same one in another generation, and in another process."""
+
+    service: str
+    address: str
+    interface: str | None
+    number: int
+    """Counts the entries of one generation that ask for any free port of the same host."""
+
+    @property
+    def stored_name(self) -> str:
+        return f"{self.service}.{hashlib.sha256(repr(tuple(self)).encode()).hexdigest()[:16]}"
+
+
+@dataclass(eq=False)
+class _Bound:
+    """A listening socket and who uses it."""
+
+    key: _Key
+    socket: socket.socket
+    address: str
+    origin: Literal["bound", "store", "unit"]
+    stored: str | None = None
+    """Its name in the fd store."""
+    path: Path | None = None
+    """The path of a Unix socket that is ours to unlink, with the inode it must still have."""
+    inode: int = 0
+    leases: set[Leases] = field(default_factory=set)
+
+
+class Listeners:
+    """Every listening socket of the daemon."""
+
+    def __init__(
+        self,
+        *,
+        health: Health,
+        notifier: Notifier | None = None,
+        inherited: Mapping[str, Sequence[socket.socket]] | None = None,
+    ) -> None:
+        """`inherited`: what `systemd.listen_fds()` gave; it belongs to this object from here on.
+
+        FileDescriptorName= in netd.socket is the name of the service ("control"); names with a dot are the fd store's.
+        """
+        self._health = health
+        self._notifier = notifier
+        self._inherited = {name: list(socks) for name, socks in (inherited or {}).items()}
+        self._bound: dict[_Key, _Bound] = {}
+        self._held: set[str] = set()
+        self._paused: set[Listener] = set()
+        self._leaving_behind = False
+
+    def lease(self, service: str) -> Leases:
+        """A new generation's view, empty at first."""
+        return Leases(self, service)
+
+    def hold(self, service: str) -> None:
+        """Until `let_go`, the sockets of `service` stay open though nobody leases them."""
+        self._held.add(service)
+
+    def let_go(self, service: str) -> None:
+        """End `hold`, and close what nobody leases."""
+        self._held.discard(service)
+        self.trim(service)
+
+    def trim(self, service: str) -> None:
+        """Close what nobody leases, held or not: the generation that runs now did not ask for it."""
+        for bound in [bound for bound in self._bound.values() if bound.key.service == service and not bound.leases]:
+            self._close(bound)
+
+    def leave_behind(self) -> None:
+        """From now on closing a socket leaves its copy in the fd store: the daemon ends and may be started again."""
+        self._leaving_behind = True
+
+    def drop_unclaimed(self) -> None:
+        """Close what was inherited through the fd store and nobody opened: the configuration changed since.
+
+        Call it once every service had its chance. Sockets of held services and of netd.socket stay.
+        """
+        in_use = {bound.stored for bound in self._bound.values()}
+        for name, socks in list(self._inherited.items()):
+            service = name.split(".")[0]
+            if "." not in name:
+                for sock in socks:
+                    log.warning("a socket from systemd matches no listener", name=name, address=address_of(sock))
+            elif service not in self._held or name in in_use:
+                for sock in self._inherited.pop(name):
+                    log.info("closing a stored socket that nobody asked for", name=name, address=address_of(sock))
+                    sock.close()
+                if name not in in_use and self._notifier is not None:
+                    self._notifier.unstore(name)
+
+    def close(self) -> None:
+        """Close everything, leased or not."""
+        for bound in list(self._bound.values()):
+            for leases in list(bound.leases):
+                leases.release()
+            if bound.key in self._bound:
+                self._close(bound)
+        for socks in self._inherited.values():
+            for sock in socks:
+                sock.close()
+        self._inherited.clear()
+
+    # --- for Leases and Listener ---
+
+    def _open(self, key: _Key, mode: int, group: str | None) -> _Bound:
+        bound = self._bound.get(key) or self._adopt(key) or self._bind(key, mode, group)
+        self._bound[key] = bound
+        return bound
+
+    def _adopt(self, key: _Key) -> _Bound | None:
+        """What systemd passed for this listener, if it did."""
+        target = parse_address(key.address)
+        for name, socks in self._inherited.items():
+            ours, _, inode = name.removeprefix(f"{key.service}.").partition(".")
+            stored = f"{key.service}.{ours}" == key.stored_name
+            if not stored and name != key.service:
+                continue
+            for sock in socks:
+                if not listens_at(sock, target, key.interface, int(inode or 0) if stored else None):
+                    continue
+                socks.remove(sock)
+                if not socks:
+                    del self._inherited[name]
+                address = key.address if isinstance(target, Path) else address_of(sock)
+                bound = _Bound(key, sock, address, "store" if stored else "unit", name if stored else None)
+                if stored and isinstance(target, Path):
+                    bound.path, bound.inode = target, int(inode)
+                log.info("took over a listener", service=key.service, address=address, origin=bound.origin)
+                return bound
+        return None
+
+    def _bind(self, key: _Key, mode: int, group: str | None) -> _Bound:
+        target = parse_address(key.address)
+        if isinstance(target, Path):
+            sock, inode = listen_unix(target, mode, group)
+            bound = _Bound(key, sock, key.address, "bound", path=target, inode=inode)
+        else:
+            sock = self._listen_inet(*target, key)
+            bound = _Bound(key, sock, address_of(sock), "bound")
+        if self._notifier is not None and self._notifier.active:
+            bound.stored = f"{key.stored_name}.{bound.inode}" if bound.path else key.stored_name
+            self._notifier.store(bound.stored, sock)
+        log.info("listening", service=key.service, address=bound.address)
+        return bound
+
+    def _listen_inet(self, host: str, port: int, key: _Key) -> socket.socket:
+        try:
+            return listen_inet(host, port, key.interface, shared=False)
+        except OSError as error:
+            own = [one for one in self._bound.values() if one.key.service == key.service]
+            rivals = [one.socket for one in own if port_of(one.socket) == port]
+            if error.errno != errno.EADDRINUSE or not rivals:
+                raise
+        # "127.0.0.1:80" becomes "0.0.0.0:80" while the generation that has the former still serves: the kernel lets
+        # two listeners of one user overlap if both have SO_REUSEPORT as the second is bound. Lent for that moment only.
+        for rival in rivals:
+            rival.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        try:
+            return listen_inet(host, port, key.interface, shared=True)
+        finally:
+            for rival in rivals:
+                rival.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
+
+    def _unlease(self, bound: _Bound, leases: Leases, *, abandon: bool) -> None:
+        bound.leases.discard(leases)
+        if not bound.leases and (abandon or bound.key.service not in self._held):
+            self._close(bound)
+
+    def _close(self, bound: _Bound) -> None:
+        del self._bound[bound.key]
+        if bound.origin == "unit":
+            self._inherited.setdefault(bound.key.service, []).append(bound.socket)
+            return
+        left_behind = bound.stored is not None and self._leaving_behind
+        if bound.stored is not None and self._notifier is not None and not self._leaving_behind:
+            self._notifier.unstore(bound.stored)
+        if bound.path is not None and not left_behind and inode_of(bound.path) == bound.inode:
+            bound.path.unlink(missing_ok=True)
+        bound.socket.close()
+        log.info("listener closed", service=bound.key.service, address=bound.address, left_in_store=left_behind)
+
+    def _pause(self, listener: Listener, service: str, error: OSError) -> None:
+        self._paused.add(listener)
+        self._health.warn(
+            f"{service}.accept",
+            f"cannot accept connections on {listener.address}: {os.strerror(error.errno or 0).lower()}",
+            advice="raise LimitNOFILE= (or memory), or lower the service's limit on connections",
+            severity="error",
+            service=service,
+        )
+
+    def _resume(self, listener: Listener, service: str) -> None:
+        if listener in self._paused:
+            self._paused.discard(listener)
+            if not any(other._leases.service == service for other in self._paused):
+                self._health.clear(f"{service}.accept")
+
+
+class Leases:
+    """The listeners of one generation of a service."""
+
+    def __init__(self, owner: Listeners, service: str) -> None:
+        self._owner = owner
+        self.service = service
+        self._listeners: list[tuple[Listener, _Bound, bool]] = []
+        self._asked: dict[tuple[str, str | None], int] = {}
+        self._released = False
+
+    @property
+    def addresses(self) -> list[str]:
+        """The actual addresses, in the order of opening; empty once released."""
+        return [listener.address for listener, _, _ in self._listeners]
+
+    async def open(
+        self,
+        listen: Listen,
+        *,
+        options: Sequence[tuple[int, int, int]] = (),
+        mode: int = 0o660,
+        group: str | None = None,
+    ) -> Listener:
+        """The listening socket for `listen`: bound now, or the one an earlier generation or systemd has.
+
+        `options` are (level, option, value) for setsockopt on the listening socket. `mode` and `group` are for a Unix
+        socket that is made anew; a group that does not exist or that we may not give leaves the socket to our own.
+        Raises PrepareFailed when the address cannot be had, or stands twice among one generation's listeners (port 0
+        may: two entries are two sockets, and each keeps its port over generations).
+        """
+        await trio.lowlevel.checkpoint()
+        if self._released:
+            raise RuntimeError("this generation's listeners were released")
+        target = parse_address(listen.address)
+        place = (listen.address, listen.interface)
+        number = self._asked.get(place, 0)
+        if number and (isinstance(target, Path) or target[1] != 0):
+            raise PrepareFailed(self.service, f"cannot listen on {listen.address} twice: remove one of the entries")
+        key = _Key(self.service, listen.address, listen.interface, number)
+        fresh = key not in self._owner._bound
+        try:
+            bound = self._owner._open(key, mode, group)
+            try:
+                for level, option, value in options:
+                    bound.socket.setsockopt(level, option, value)
+                own = (
+                    bound.socket.dup()
+                )  # the kernel lets one task wait for one descriptor: each generation has its own
+                own.setblocking(False)
+            except OSError:
+                if not bound.leases:
+                    self._owner._unlease(bound, self, abandon=fresh)
+                raise
+        except OSError as error:
+            why = _ADVICE.get(error.errno or 0) or (error.strerror or str(error)).lower()
+            raise PrepareFailed(self.service, f"cannot listen on {listen.address}: {why}") from error
+        listener = Listener(self, trio.socket.from_stdlib_socket(own), bound.address, listen)
+        bound.leases.add(self)
+        self._asked[place] = number + 1
+        self._listeners.append((listener, bound, fresh))
+        return listener
+
+    def release(self, *, abandon: bool = False) -> None:
+        """Accept nothing more through this view; may be called twice.
+
+        `abandon`: the generation never served, so that what it opened first is closed even if the service is held.
+        """
+        self._released = True
+        listeners, self._listeners = self._listeners, []
+        for listener, bound, fresh in listeners:
+            listener._release()
+            self._owner._resume(listener, self.service)
+            self._owner._unlease(bound, self, abandon=abandon and fresh)
+
+
+class Listener:
+    """One listening socket as one generation sees it."""
+
+    def __init__(self, leases: Leases, sock: trio.socket.SocketType, address: str, listen: Listen) -> None:
+        self._leases = leases
+        self._released = trio.Event()
+        self.socket = sock
+        """Listening, non-blocking; a descriptor of this generation's own."""
+        self.address = address
+        """The actual address: "127.0.0.1:8080", "[::1]:8080", "unix:/run/x.sock"."""
+        self.listen = listen
+
+    async def accept(self) -> trio.SocketStream:
+        """The next connection. One task at a time.
+
+        Survives what goes wrong with a single connection. Out of descriptors or memory it pauses, raises a health
+        warning, and tries again until it works. Once the generation's leases are released it waits until it is
+        cancelled: the service was told to drain at the same moment, and nothing more is there to be accepted.
+        """
+        owner = self._leases._owner
+        while True:
+            if self._released.is_set():
+                await trio.sleep_forever()
+            try:
+                sock, _ = await self.socket.accept()
+            except trio.ClosedResourceError:
+                if not self._released.is_set():
+                    raise
+                continue
+            except OSError as error:
+                if error.errno in _CAPACITY:
+                    owner._pause(self, self._leases.service, error)
+                    await trio.sleep(_CAPACITY_PAUSE)
+                elif error.errno not in _OF_THE_CLIENT and not self._released.is_set():
+                    raise
+                continue
+            owner._resume(self, self._leases.service)
+            return trio.SocketStream(sock)
+
+    def _release(self) -> None:
+        self._released.set()
+        self.socket.close()
