@@ -47,7 +47,7 @@ class Ends:
     server: tuple[str, int | None] | None = None
 
 
-class Refused(Exception):  # noqa: N818  # a verdict on a request, not an error of ours
+class Refused(Exception):  # a verdict on a request, not an error of ours
     """A request that is answered by the front door itself, after which the connection is closed."""
 
     def __init__(self, status: int, kind: str, message: str) -> None:

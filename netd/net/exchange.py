@@ -38,7 +38,7 @@ WRITE = 65536
 _CONNECTION_HEADERS = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"upgrade"})
 
 
-class Lost(Exception):  # noqa: N818  # an end that peers bring about every day, not an error of ours
+class Lost(Exception):  # an end that peers bring about every day, not an error of ours
     """The peer is gone, or takes nothing: nothing more can be said to it."""
 
 
