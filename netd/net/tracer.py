@@ -33,7 +33,6 @@ from netd.net.looped import (
     capture,
     drain_until_acknowledged,
     endpoints_of,
-    unacknowledged,
 )
 from netd.net.path import Carrier, Hop, Method, Path, Reason, TraceOptions
 from netd.net.receivers import OpenSocket, Receivers
@@ -55,6 +54,8 @@ _CLOSE_CHECK = 0.05
 """Seconds between looks at whether the connection still stands."""
 _COUNT_CHECK = 0.001
 """The same while received segments are counted."""
+_QUIET_SEGMENTS = 4
+"""Segments in flight that do not make a connection a busy one."""
 _OPTIONS = TraceOptions()
 _BROKEN = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 
@@ -253,7 +254,7 @@ class Tracer:
         sock = carrier.socket
         try:
             info = tcp_info(sock)
-            busy = unacknowledged(sock) > 0
+            busy = _busy(info)
             segment = await capture(carrier, ends)
             acknowledgement = Acknowledgement(sock)
         except _BROKEN:
@@ -268,7 +269,7 @@ class Tracer:
         receivers.hold(ends.local_port)
         try:
             if busy or not info.sack:
-                # the peer must have the bytes before their copies arrive, and a count of segments needs quiet
+                # the peer should have the bytes before their copies arrive, and a count of segments needs quiet
                 try:
                     await acknowledgement.wait(start + options.timeout)
                 except OSError:
@@ -423,3 +424,13 @@ class Tracer:
                 self._replies += 1
                 return
         # matched or not: acknowledgements of the connections' own losses come this way too
+
+
+def _busy(info: TcpInfo) -> bool:
+    """Whether so much is under way that copies had better wait for the acknowledgement of what they are copies of.
+
+    A handshake's answer or a greeting in flight is ahead of the copies on the same path: waiting for its
+    acknowledgement would cost a first trace a second round trip. A stream is another matter: the message may still be
+    queued behind it, and what is lost of it is told from duplicates only once it has arrived.
+    """
+    return bool(info.notsent_bytes) or (info.unacked or 0) > _QUIET_SEGMENTS
