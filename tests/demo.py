@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ROUTERS = 5
@@ -90,6 +91,7 @@ def show(lab, directory: Path) -> int:
     try:
         netctl(environ, "health", "--ready", "--wait", "20", quiet=True)
         watch = subprocess.Popen([str(BIN / "netctl"), "trace", "watch", "--count", "1"], env=environ)
+        time.sleep(1)  # let the watch be there first, as a person would
         with tempfile.TemporaryFile("w+") as said:
             client = [sys.executable, "-m", "tests.demo_client", f"ws://{server}:8080/"]
             lab.client.popen(client, stdout=said)
@@ -100,7 +102,7 @@ def show(lab, directory: Path) -> int:
             messages = [json.loads(line) for line in said]
         say("what the client was told, as JSON text over its own WebSocket:")
         for message in [messages[0], *(m for m in messages if m["type"] == "hop")][: ROUTERS + 1]:
-            print("  " + json.dumps(message)[:150])
+            print(shortened("  " + json.dumps(message)))
         say("the same trace in the history (netctl trace list; netctl trace show ID):")
         netctl(environ, "trace", "list")
         say("next: make run, then netctl trace watch, and open a WebSocket to 127.0.0.1:8080")
@@ -117,6 +119,11 @@ def netctl(environ: dict[str, str], *arguments: str, quiet: bool = False) -> Non
     subprocess.run(
         [str(BIN / "netctl"), *arguments], env=environ, check=True, stdout=subprocess.DEVNULL if quiet else None
     )
+
+
+def shortened(line: str) -> str:
+    width = shutil.get_terminal_size((150, 24)).columns
+    return line if len(line) <= width else line[: width - 1] + "…"
 
 
 def say(text: str) -> None:

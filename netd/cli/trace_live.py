@@ -127,11 +127,15 @@ async def _show_live(
 
 
 async def _recall(client: ControlClient, known: Watch, recent: int) -> None:
-    """The last traces from the history. Without a history, or with one that is being cleared, there are fewer."""
+    """The last traces from the history, and who is connected. Without a history, or with one that is being cleared,
+    or with the service stopped, there are fewer.
+    """
     try:
         found = await client.traces(limit=recent) if recent else []
         for trace in reversed(found):
             known.recall(await client.trace_record(str(trace.get("id") or "")))
+        for connected in await client.trace_clients():
+            known.greet(connected)
     except RequestFailed as error:
         if error.status not in (404, 503):
             raise

@@ -143,9 +143,8 @@ def heading(client: Client) -> Text:
                 what += [(f"{', ' if client.done else ''}{_LATER[client.state]}", "dim")]
         case "connected":
             what = ["connected"]
-    line = text(
-        (f"{_MARKS[client.state]} ", style), (client.address or client.id, "bold"), (f" {client.id}  ", "dim"), *what
-    )
+    named = f" {client.id}  " if client.address else "  "
+    line = text((f"{_MARKS[client.state]} ", style), (client.address or client.id, "bold"), (named, "dim"), *what)
     line.no_wrap, line.overflow = True, "ellipsis"
     return line
 

@@ -65,6 +65,14 @@ class Watch:
         client.done = done
         client.route.end(done)
 
+    def greet(self, view: Fields) -> None:
+        """A client that was connected before the watch began."""
+        data = snake(view)
+        client = self._client(str(data.get("client_id") or "?"))
+        client.address = str(data.get("address") or client.address)
+        if client.state == "recorded":
+            client.state = "done"
+
     def see(self, kind: str, fields: Fields) -> tuple[Client | None, Row | None]:
         """Take in an event. Returns the client and the row it is about."""
         data = snake(fields)

@@ -242,3 +242,13 @@ def test_the_watch_forgets_who_is_gone_first():
 
 def test_snake():
     assert snake({"pathRttMs": 1, "dest_ttl": 2, "kind": 3}) == {"path_rtt_ms": 1, "dest_ttl": 2, "kind": 3}
+
+
+def test_a_client_that_was_there_before_the_watch_is_known_by_its_address():
+    watch = Watch()
+    watch.greet({"client_id": "c1", "address": "192.0.2.1:5", "state": "tracing"})
+
+    client, _ = watch.see("hop", {"clientId": "c1", "traceId": "t1", "ttl": 1, "router": "192.0.2.254", "rttMs": 1.0})
+
+    assert client is not None
+    assert (client.address, client.state) == ("192.0.2.1:5", "tracing")
