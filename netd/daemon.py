@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import resource
 import signal
 import time
@@ -34,7 +35,7 @@ from pydantic_core import to_jsonable_python
 from netd import __version__, logs, systemd
 from netd.control.host import ConfigChange, ConfigCheck, ConfigView, ReloadResult
 from netd.control.scrape import service_type as metrics_service
-from netd.errors import ConfigError, Conflict, NetdError, PrepareFailed
+from netd.errors import ConfigError, Conflict, NetdError, PrepareFailed, sole
 from netd.net import http
 from netd.net.tracer import Tracer
 from netd.runtime.bus import Bus, Notice
@@ -44,7 +45,7 @@ from netd.runtime.health import Health
 from netd.runtime.listeners import Listeners
 from netd.runtime.metrics import Metrics
 from netd.runtime.reload import Reload, plan
-from netd.runtime.store import open_store
+from netd.runtime.store import CLOSE_SECONDS, open_store
 from netd.runtime.supervisor import Supervisor
 from netd.section import Listen
 from netd.services.trace.service import service_type as trace_service
@@ -65,6 +66,9 @@ if TYPE_CHECKING:
     from netd.runtime.store import Store
     from netd.runtime.unit import UnitSnapshot
     from netd.settings.overrides import StagedOverride
+
+_MARGIN = 5.0
+"""Seconds that systemd is asked for on top of what the configuration allows a start or a stop."""
 
 log = structlog.get_logger("netd.daemon")
 
@@ -93,6 +97,7 @@ class Daemon:
         self._state: DaemonState = "starting"
         self._stop = trio.Event()
         self._hasten = trio.CancelScope()
+        self._checking = trio.Lock()  # whoever may read may ask for a check: one thread and one set of files at a time
         self._notifier = systemd.Notifier(None)
 
     # --- its life ---
@@ -105,10 +110,10 @@ class Daemon:
         try:
             self._make_state_directory()
             with self._hasten:
-                async with open_store(self._store_path()) as store:
+                async with open_store(self._store_path(), health=self.health, metrics=self.metrics) as store:
                     await self._run(store, task_status)
         except BaseExceptionGroup as group:
-            raise _sole(group) from None
+            raise sole(group) from None
         finally:
             self._stop.set()
             self.bus.close()
@@ -152,12 +157,12 @@ class Daemon:
 
             self._state = "draining"
             self._notifier.stopping("draining")
+            self._notifier.extend_timeout(self._longest_stop())
             log.info("netd is draining", seconds=self.settings.supervisor.drain)
             listeners.leave_behind()
             await self._supervisor.stop_all()
             control_draining.set()
             await self._control_ended.wait()
-            await store.flush()
             outer.cancel_scope.cancel()
         log.info("netd has stopped")
 
@@ -169,6 +174,8 @@ class Daemon:
                 await self._stop.wait()
                 nursery.cancel_scope.cancel()
 
+            enabled = sum(getattr(section, "enabled", True) for section in self.settings.services().values())
+            self._notifier.extend_timeout(enabled * self.settings.supervisor.start_timeout + _MARGIN)
             nursery.start_soon(until_stopped)
             outcomes = await self._supervisor.start_all()
             nursery.cancel_scope.cancel()
@@ -210,6 +217,10 @@ class Daemon:
             ("/trace", trace_api.router(lambda: self.service("trace"), self._tracer, self._store)),
         ]
 
+    def _longest_stop(self) -> float:
+        """Seconds that an orderly end may take, for systemd not to cut it short."""
+        return self.settings.supervisor.drain + self.control_config.limits.drain + CLOSE_SECONDS + _MARGIN
+
     def _make_state_directory(self) -> None:
         """systemd makes it for the packaged service; whoever runs netd by hand should not have to."""
         directory = self.settings.state_directory
@@ -241,7 +252,10 @@ class Daemon:
 
     @property
     def ready(self) -> bool:
-        return self._state == "running" and not self._supervisor.waiting()
+        return self._state == "running" and not self.waiting()
+
+    def waiting(self) -> list[str]:
+        return self._supervisor.waiting()
 
     def services(self) -> list[UnitSnapshot]:
         return self._supervisor.snapshot()
@@ -279,7 +293,8 @@ class Daemon:
 
     async def config_check(self) -> ConfigCheck:
         try:
-            loaded = await self._load()
+            async with self._checking:
+                loaded = await self._load()
         except ConfigError as error:
             return ConfigCheck(list(error.problems), [])
         return ConfigCheck([], _shown(changes(self.settings, loaded.settings)))
@@ -307,6 +322,8 @@ class Daemon:
 
     async def _reload_to(self, override: Mapping[str, Any], etag: str | None = None) -> ReloadResult:
         """The one way to another configuration: SIGHUP, `netctl reload`, `netctl config set` and REST end here."""
+        if self._state == "starting":
+            raise Conflict("cannot reload: the daemon is still starting; try again once it is ready")
         loaded: list[Loaded] = []
         staged: list[StagedOverride] = []
 
@@ -322,7 +339,7 @@ class Daemon:
 
         def commit() -> None:
             for file in staged:
-                file.commit()
+                file.commit()  # first: the one step that may fail
             self._loaded = loaded[0]
             self._supervisor.policy = self.settings.supervisor
             logs.reconfigure(self.settings.log)
@@ -337,6 +354,8 @@ class Daemon:
                 file.discard()
             if self._state == "running":
                 self._notifier.ready(self._summary())
+        for file in staged:
+            await trio.to_thread.run_sync(file.sync)
         self.bus.publish(Reloaded(changed=[change.path for change in made.changes]))
         return ReloadResult(_shown(made.changes), self.services())
 
@@ -384,7 +403,7 @@ async def open(settings: Settings | Mapping[str, Any] | None = None) -> AsyncIte
             yield daemon
             daemon.stop()
     except BaseExceptionGroup as group:
-        raise _sole(group) from None
+        raise sole(group) from None
 
 
 def _raise_file_limit() -> None:
@@ -396,6 +415,7 @@ def _raise_file_limit() -> None:
 
 def run(*, paths: Sequence[Path], log_level: str | None = None) -> int:
     """The process: load, serve until SIGTERM or SIGINT, return the exit code. NetdError for what prevents a start."""
+    os.umask(0o077)  # history and overrides hold addresses of clients, and perhaps secrets
     loaded = load(paths)
     logs.configure(loaded.settings.log, level=log_level)
     _raise_file_limit()
@@ -403,7 +423,7 @@ def run(*, paths: Sequence[Path], log_level: str | None = None) -> int:
     try:
         trio.run(_with_signals, daemon)
     except BaseExceptionGroup as group:
-        raise _sole(group) from None
+        raise sole(group) from None
     return 0
 
 
@@ -432,6 +452,8 @@ async def _reload_by_signal(daemon: Daemon) -> None:
         await daemon.reload()
     except NetdError:
         return  # refused, and logged as such: a signal has nobody else to tell
+    except Exception:  # what the guard of a change does for a reload by REST
+        log.exception("reload failed inside")
 
 
 def _shown(found: Iterable[FieldChange]) -> list[ConfigChange]:
@@ -441,11 +463,3 @@ def _shown(found: Iterable[FieldChange]) -> list[ConfigChange]:
 def _plain(value: Any) -> Any:
     """As JSON would have it; secrets come out as asterisks."""
     return to_jsonable_python(value, fallback=str)
-
-
-def _sole(group: BaseExceptionGroup[Any]) -> BaseException:
-    """The one exception inside nested groups; the group itself where there are several."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error

@@ -20,6 +20,13 @@ class NetdError(Exception):
     exit_code: ClassVar[int] = 70  # EX_SOFTWARE
 
 
+def sole(error: BaseException) -> BaseException:
+    """What stands alone in a group, however deep (nurseries wrap what they raise); otherwise `error` as it is."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
 # --- configuration -------------------------------------------------------------------------------------------------
 
 

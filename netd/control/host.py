@@ -82,7 +82,10 @@ class Host(Protocol):
 
     @property
     def ready(self) -> bool:
-        """Every enabled service is serving and the daemon is not draining."""
+        """The daemon has started, is not draining, and every service that is to run (`waiting`) is serving."""
+
+    def waiting(self) -> Sequence[str]:
+        """The services that are to run and are not serving; one that was stopped by hand is not to run."""
 
     def services(self) -> Sequence[UnitSnapshot]: ...
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from netd.errors import NetdError, PrepareFailed, ReturnedEarly, ServiceError, StartFailed
+from netd.errors import NetdError, PrepareFailed, ReturnedEarly, ServiceError, StartFailed, sole
 from netd.runtime.bus import Bus
 from netd.runtime.health import Health
 from netd.runtime.listeners import Listeners
@@ -118,7 +118,7 @@ class Generation:
                 self._ran = True
                 await self.service.run(task_status=self)
         except* Exception as group:  # noqa: BLE001  # whatever a service raises ends here, logged by _went_wrong
-            self._went_wrong(_sole(group))
+            self._went_wrong(sole(group))
         finally:
             if self.draining and self._scope.cancelled_caught:
                 log.warning("drain deadline passed, the rest was cancelled", service=self._type.name)
@@ -163,7 +163,7 @@ class Generation:
                 log.exception("service broke while preparing", service=name)
             raise PrepareFailed(name, f"cannot prepare {name}: {_reason(error)}") from error
 
-    def _went_wrong(self, error: Exception) -> None:
+    def _went_wrong(self, error: BaseException) -> None:
         name = self._type.name
         expected = isinstance(error, NetdError)
         if self.draining or self._cancelled:
@@ -196,13 +196,6 @@ class Generation:
         self.context.listeners.release(abandon=abandon)
         self.context.health.clear_all()
         self._wake()
-
-
-def _sole(error: Exception) -> Exception:
-    """What stands alone in a group, however deep; nurseries wrap."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
 
 
 def _reason(error: BaseException) -> str:

@@ -44,10 +44,9 @@ if TYPE_CHECKING:
     from netd.section import Listen
     from netd.systemd import Notifier
 
-_CAPACITY_PAUSE = 0.1
+_PAUSE = 0.1
+"""Seconds before accept is tried again; at once would spin, as the connection stays in the backlog."""
 
-# accept(2): out of descriptors or memory. The connection stays in the backlog; trying again at once would spin.
-_CAPACITY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 # accept(2): errors of the connection that was to be accepted, not of the listener.
 _OF_THE_CLIENT = frozenset(
     {
@@ -256,7 +255,10 @@ class Listeners:
         if bound.stored is not None and self._notifier is not None and not self._leaving_behind:
             self._notifier.unstore(bound.stored)
         if bound.path is not None and not left_behind and inode_of(bound.path) == bound.inode:
-            bound.path.unlink(missing_ok=True)
+            try:
+                bound.path.unlink(missing_ok=True)
+            except OSError as error:
+                log.warning("cannot remove a socket's path", path=str(bound.path), why=error.strerror)
         bound.socket.close()
         log.info("listener closed", service=bound.key.service, address=bound.address, left_in_store=left_behind)
 
@@ -367,9 +369,10 @@ class Listener:
     async def accept(self) -> trio.SocketStream:
         """The next connection. One task at a time.
 
-        Survives what goes wrong with a single connection. Out of descriptors or memory it pauses, raises a health
-        warning, and tries again until it works. Once the generation's leases are released it waits until it is
-        cancelled: the service was told to drain at the same moment, and nothing more is there to be accepted.
+        Survives what goes wrong with a single connection. When it is not the connection's fault (no descriptors, no
+        memory) it pauses, raises a health warning, and tries again until it works. Once the generation's leases are
+        released it waits until it is cancelled: the service was told to drain at the same moment, and nothing more is
+        there to be accepted.
         """
         owner = self._leases._owner
         while True:
@@ -382,11 +385,10 @@ class Listener:
                     raise
                 continue
             except OSError as error:
-                if error.errno in _CAPACITY:
+                if error.errno not in _OF_THE_CLIENT and not self._released.is_set():
+                    # out of descriptors or memory, or something no manual knows: no reason to end a service
                     owner._pause(self, self._leases.service, error)
-                    await trio.sleep(_CAPACITY_PAUSE)
-                elif error.errno not in _OF_THE_CLIENT and not self._released.is_set():
-                    raise
+                    await trio.sleep(_PAUSE)
                 continue
             owner._resume(self, self._leases.service)
             return trio.SocketStream(sock)

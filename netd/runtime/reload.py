@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from netd.errors import Conflict, ReloadRefused, ServiceError
+from netd.errors import Conflict, NetdError, ReloadRefused, ServiceError
 from netd.runtime.diff import FieldChange, changes, strictest
 from netd.runtime.generation import Generation
 from netd.runtime.unit import Unit, UnitState
@@ -92,24 +92,24 @@ class Reload:
     async def carry_out(
         self, make_plan: Callable[[], Awaitable[Plan]], *, commit: Callable[[], None] | None = None
     ) -> Plan:
-        """Make a plan and put it in force; `commit` is called once all services run with theirs, and must not fail.
+        """Make a plan and put it in force; `commit` is called once all services run with theirs.
 
-        Raises whatever `make_plan` raises; ReloadRefused (its path names the field or the service) when nothing was
-        changed, or all was changed back; Conflict when a shutdown, or a request for one of the services, came between.
+        A NetdError out of `commit` rolls the services back, so its last step that may fail has to come first.
+        Raises whatever `make_plan` and `commit` raise; ReloadRefused (its path names the field or the service) when
+        nothing was changed, or all was changed back; Conflict when a shutdown, or a request for one of the services,
+        came between.
         """
         async with self._lock:
             self._check_open()
             made: Plan | None = None
             with self._supervisor.until_closing():
-                made = await self._carry_out(make_plan)
+                made = await self._carry_out(make_plan, commit)
             if made is None:
                 raise _superseded()
-            if commit is not None:
-                commit()
             log.info("reloaded", changed=[change.path for change in made.changes], services=list(made.services))
             return made
 
-    async def _carry_out(self, make_plan: Callable[[], Awaitable[Plan]]) -> Plan:
+    async def _carry_out(self, make_plan: Callable[[], Awaitable[Plan]], commit: Callable[[], None] | None) -> Plan:
         made = await make_plan()
         refuse_fixed(made.changes)
         steps = self._steps(made)
@@ -118,7 +118,7 @@ class Reload:
                 if self._needs_preparing(step):
                     step.prepared = await self._prepare(step)
             self._check_open()
-            await self._commit(steps)
+            await self._commit(steps, commit)
         finally:
             for step in steps:
                 if step.prepared is not None:
@@ -149,14 +149,16 @@ class Reload:
         except ServiceError as error:
             raise ReloadRefused(f"cannot reload, nothing was changed: {error}", step.unit.name) from error
 
-    async def _commit(self, steps: list[_Step]) -> None:
-        """Hand every service its config; all or, if one does not come to run, none."""
+    async def _commit(self, steps: list[_Step], commit: Callable[[], None] | None) -> None:
+        """Hand every service its config and then commit the rest; all or, if something of it fails, nothing."""
         done: list[_Step] = []
         try:
             for step in steps:
                 done.append(step)
                 await self._hand_over(step)
-        except (ReloadRefused, Conflict) as error:
+            if commit is not None:
+                commit()
+        except NetdError as error:
             failed = await self._roll_back(done)
             if failed and isinstance(error, ReloadRefused):
                 names = ", ".join(failed)

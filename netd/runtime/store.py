@@ -46,7 +46,8 @@ _RETAIN_SECONDS = 60.0
 _RETAIN_WRITES = 1000  # retention also runs after so many writes
 _RETAIN_CHUNK = 1000  # rows that one deletion takes, so that the queue is not kept waiting
 _BUSY_SECONDS = 2.0
-_CLOSE_SECONDS = 10.0
+CLOSE_SECONDS = 10.0
+"""How long the end of the daemon waits for the disk."""
 _PROGRESS_STEPS = 20_000  # virtual machine steps between two looks at the clock
 
 _NAME = re.compile(r"^[a-z_][a-z0-9_]*$")
@@ -133,8 +134,14 @@ class Store:
         self._writer.do(lambda: self._writer.retain(table, time_column, max_age, max_rows))
 
     async def flush(self) -> None:
-        """Return once all that was queued before is written, or was found impossible to write."""
-        await self._call(lambda: None)
+        """Return once all that was queued before is written, or was found impossible to write.
+
+        Raises TooBusy when it takes more than 5 seconds.
+        """
+        with trio.move_on_after(_QUERY_SECONDS):
+            await self._call(lambda: None)
+            return
+        raise TooBusy("cannot wait for the store any longer: its disk is slow, or hangs")
 
     async def query(
         self, sql: str, parameters: Sequence[Any] | dict[str, Any] = (), *, limit: int = 1000
@@ -189,9 +196,9 @@ class Store:
 
     async def _close(self) -> None:
         self._writer.stop()
-        await trio.to_thread.run_sync(self._writer.thread.join, _CLOSE_SECONDS)
+        await trio.to_thread.run_sync(self._writer.thread.join, CLOSE_SECONDS)
         if self._writer.thread.is_alive():
-            log.error("cannot finish writing the store in time", seconds=_CLOSE_SECONDS)
+            log.error("cannot finish writing the store in time", seconds=CLOSE_SECONDS)
         if self._reader is not None:
             self._reader.close()
 

@@ -16,6 +16,8 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from netd.errors import ConfigError, ConfigProblem
 from netd.settings.tomlkeys import join_key, split_key
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 FILE_NAME = "override.toml"
+
+log = structlog.get_logger("netd.settings")
 
 _HEADER = """\
 # Written by the daemon (netctl config set); what stands here wins over every other source. Comments are not kept.
@@ -65,10 +69,20 @@ class StagedOverride:
         """Put it in the place of the old one; returns the file. Raises ConfigError, the old one then still standing."""
         try:
             self._temporary.replace(self.file)
-            _sync_directory(self.file.parent)  # the rename itself
         except OSError as error:
             raise _unwritable(self.file, error) from error
         return self.file
+
+    def sync(self) -> None:
+        """Have the directory on disk too, after `commit`: else a power cut may bring the old file back. Blocks."""
+        try:
+            directory = os.open(self.file.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+        except OSError as error:
+            log.warning("cannot sync the state directory", path=str(self.file.parent), why=error.strerror)
 
     def discard(self) -> None:
         """Remove it, unless it was committed."""
@@ -151,11 +165,3 @@ def _written(file: Path, content: bytes) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     return temporary
-
-
-def _sync_directory(path: Path) -> None:
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

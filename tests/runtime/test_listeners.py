@@ -316,7 +316,9 @@ async def test_what_is_wrong_with_one_client_is_not_the_listeners(
     assert errors == []
 
 
-async def test_what_is_wrong_with_the_listener_is_raised(listeners: Listeners, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_no_manual_knows_pauses_the_listener_and_is_said(
+    listeners: Listeners, health: Health, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+) -> None:
     listener = await listeners.lease("alpha").open(ANY)
 
     async def accept():
@@ -324,8 +326,12 @@ async def test_what_is_wrong_with_the_listener_is_raised(listeners: Listeners, m
         raise OSError(errno.EINVAL, "not listening")
 
     monkeypatch.setattr(listener.socket, "accept", accept)
-    with pytest.raises(OSError, match="not listening"):
-        await listener.accept()
+    nursery.start_soon(listener.accept)
+    await until_raised(health)
+    [warning] = health.warnings()
+    assert (warning.code, warning.severity) == ("alpha.accept", "error")
+    assert "invalid argument" in warning.message
+    nursery.cancel_scope.cancel()
 
 
 async def test_releasing_ends_a_pause_and_its_warning(

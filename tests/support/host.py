@@ -45,7 +45,10 @@ class FakeHost:
 
     @property
     def ready(self) -> bool:
-        return all(one.state == "running" for one in self.units.values() if one.enabled) and self.state == "running"
+        return not self.waiting() and self.state == "running"
+
+    def waiting(self) -> list[str]:
+        return [one.name for one in self.units.values() if one.enabled and one.state != "running"]
 
     def services(self) -> Sequence[UnitSnapshot]:
         return list(self.units.values())

@@ -77,14 +77,14 @@ def router(host: Host) -> APIRouter:
         """What is wrong right now."""
         return HealthView(host.health.status, list(host.health.warnings()))
 
-    @routes.get("/ready", responses={503: {"model": ReadyView, "description": "Not every enabled service serves."}})
+    @routes.get(
+        "/ready", responses={503: {"model": ReadyView, "description": "Not every service that is to run serves."}}
+    )
     async def ready(caller: Read, response: Response) -> ReadyView:
-        """200 while every enabled service is serving, 503 otherwise."""
+        """200 while every service that is to run (one stopped by hand is not) is serving, 503 otherwise."""
         if not host.ready:
             response.status_code = 503
-        return ReadyView(
-            host.ready, [unit.name for unit in host.services() if unit.enabled and unit.state != "running"]
-        )
+        return ReadyView(host.ready, list(host.waiting()))
 
     @routes.get(
         "/metrics",
