@@ -103,7 +103,7 @@ async def test_a_service_that_crashes_in_a_loop_harms_nobody(tmp_path, monkeypat
             assert [warning["severity"] for warning in status["warnings"] if warning["service"] == "trace"] == ["error"]
             [metrics] = units["metrics"]["addresses"]
             async with await trio.open_tcp_stream(*split(metrics)) as scrape:
-                await scrape.send_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                await scrape.send_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
                 body = b"".join([chunk async for chunk in scrape])
             assert b'netd_service_up{service="trace"} 0.0' in body
             with pytest.raises(RequestFailed, match="crash number"):

@@ -3,19 +3,23 @@
     write     root; accounts of control.users; the daemon's own account, when a person runs it by hand
     content   accounts of control.content_users
     read      whoever may open the socket
-    none      a peer without credentials (no Unix socket, or in a user namespace that hides it)
+    none      a peer without credentials (no Unix socket)
 
 The own account of a daemon that systemd started has no write access by itself: application code may share it.
-Asked per request, so that a reload takes effect on connections that are open.
+Asked per request, so that a reload takes effect on connections that are open. Names are looked up in a thread (the
+lookup may go to a directory server) and again after a minute: an account made later, or removed, counts from then on.
+A peer whose account its user namespace does not map reads as the overflow uid 65534 and is treated as that one.
 """
 
 from __future__ import annotations
 
 import os
 import pwd
+import time
 from typing import TYPE_CHECKING
 
 import structlog
+import trio
 
 from netd.net.rest import NOBODY, Access, Caller
 
@@ -24,6 +28,9 @@ if TYPE_CHECKING:
 
     from netd.control.config import ControlConfig
     from netd.net.http import Peer
+
+_KEEP = 60.0
+"""Seconds that a looked-up account is taken for granted."""
 
 log = structlog.get_logger("netd.control")
 
@@ -36,26 +43,34 @@ class AccessPolicy:
         hand, None for a daemon that systemd started."""
         self._config = config
         self._own_uid = own_uid
-        self._resolved: dict[tuple[str, ...], frozenset[int]] = {}
+        self._resolved: dict[tuple[str, ...], tuple[float, frozenset[int]]] = {}
 
-    def caller(self, peer: Peer | None) -> Caller:
+    async def caller(self, peer: Peer | None) -> Caller:
         if peer is None:
             return NOBODY
         config = self._config()
-        if peer.uid in (0, self._own_uid) or peer.uid in self._uids(config.users):
+        if peer.uid in (0, self._own_uid) or peer.uid in await self._uids(config.users):
             return Caller(peer, Access.WRITE)
-        if peer.uid in self._uids(config.content_users):
+        if peer.uid in await self._uids(config.content_users):
             return Caller(peer, Access.CONTENT)
         return Caller(peer, Access.READ)
 
-    def _uids(self, accounts: Sequence[str]) -> frozenset[int]:
-        """Accounts as uids. Names are looked up once per configuration: the lookup may go to disk or further."""
+    async def _uids(self, accounts: Sequence[str]) -> frozenset[int]:
         key = tuple(accounts)
-        if key not in self._resolved:
+        if not key:
+            return frozenset()
+        until, uids = self._resolved.get(key, (0.0, frozenset()))
+        if time.monotonic() >= until:
+            uids = await trio.to_thread.run_sync(_uids_of, key)
+            self._resolved.pop(key, None)
             while len(self._resolved) >= 2:  # `users` and `content_users` as they are now; older ones go
                 del self._resolved[next(iter(self._resolved))]
-            self._resolved[key] = frozenset(uid for account in accounts if (uid := _uid(account)) is not None)
-        return self._resolved[key]
+            self._resolved[key] = (time.monotonic() + _KEEP, uids)
+        return uids
+
+
+def _uids_of(accounts: Sequence[str]) -> frozenset[int]:
+    return frozenset(uid for account in accounts if (uid := _uid(account)) is not None)
 
 
 def _uid(account: str) -> int | None:

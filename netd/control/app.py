@@ -90,7 +90,7 @@ class _Front:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        caller = self._policy.caller(scope.get("extensions", {}).get("netd.peer"))
+        caller = await self._policy.caller(scope.get("extensions", {}).get("netd.peer"))
         set_caller(scope, caller)
         answered = 0
         began = time.perf_counter()

@@ -1,13 +1,15 @@
 """The metrics service: GET /metrics on TCP, for scrapers that speak no Unix sockets.
 
 A plain ASGI application, so that it costs no FastAPI. Whoever reaches a listener may read it; metrics carry no
-addresses and no ids of clients.
+addresses and no ids of clients. On loopback a Host that is somebody's name is refused: a web page could have pointed it
+here (DNS rebinding).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING
 
 import trio
@@ -28,10 +30,12 @@ def scrape_app(metrics: Metrics) -> App:
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         headers = []
-        if scope["path"] != "/metrics":
-            status, kind, body = 404, "text/plain; charset=utf-8", b"the metrics are at /metrics\n"
+        if not _meant(scope):
+            status, kind, body = 421, "text/plain; charset=utf-8", b"cannot serve this host: ask by address\n"
+        elif scope["path"] != "/metrics":
+            status, kind, body = 404, "text/plain; charset=utf-8", b"cannot find it: the metrics are at /metrics\n"
         elif scope["method"] not in ("GET", "HEAD"):
-            status, kind, body = 405, "text/plain; charset=utf-8", b"only GET and HEAD\n"
+            status, kind, body = 405, "text/plain; charset=utf-8", b"cannot do that: only GET and HEAD\n"
             headers.append((b"allow", b"GET, HEAD"))
         else:
             status, kind, body = 200, metrics.content_type, metrics.render()
@@ -40,6 +44,28 @@ def scrape_app(metrics: Metrics) -> App:
         await send({"type": "http.response.body", "body": body})
 
     return app
+
+
+def _meant(scope: Scope) -> bool:
+    """Whether the request, if it came over loopback, was for this host by address or as localhost."""
+    server = scope.get("server")
+    if server is None or not _loopback(server[0]):
+        return True
+    host = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1")
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    return name == "localhost" or _address(name) is not None
+
+
+def _loopback(host: str) -> bool:
+    address = _address(host)
+    return address is not None and address.is_loopback
+
+
+def _address(name: str) -> IPv4Address | IPv6Address | None:
+    try:
+        return ip_address(name)
+    except ValueError:
+        return None
 
 
 def service_type(metrics: Metrics) -> ServiceType:

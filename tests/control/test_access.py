@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pwd
+import threading
+from types import SimpleNamespace
 
 import pytest
 from structlog.testing import capture_logs
@@ -44,8 +46,8 @@ def policy(config=None, own_uid=None):
     return AccessPolicy(lambda: config, own_uid=own_uid)
 
 
-def level(policy, uid):
-    return policy.caller(Peer(1, uid, uid)).access
+async def level(policy, uid):
+    return (await policy.caller(Peer(1, uid, uid))).access
 
 
 async def test_the_lists_above_are_all_routes_there_are(control):
@@ -104,28 +106,47 @@ async def test_access_follows_a_reload_on_open_connections(control, host):
         assert (await client.post("/v1/reload")).status_code == 403
 
 
-def test_levels():
+async def test_levels():
     config = ControlConfig(users=["1000", "daemon"], content_users=["1001", "1000"])
     rules = policy(config)
-    assert level(rules, 0) is Access.WRITE
-    assert level(rules, 1000) is Access.WRITE, "the higher of two counts"
-    assert level(rules, pwd.getpwnam("daemon").pw_uid) is Access.WRITE
-    assert level(rules, 1001) is Access.CONTENT
-    assert level(rules, NOBODY) is Access.READ
-    assert rules.caller(None).access is Access.NONE
+    assert await level(rules, 0) is Access.WRITE
+    assert await level(rules, 1000) is Access.WRITE, "the higher of two counts"
+    assert await level(rules, pwd.getpwnam("daemon").pw_uid) is Access.WRITE
+    assert await level(rules, 1001) is Access.CONTENT
+    assert await level(rules, NOBODY) is Access.READ
+    assert (await rules.caller(None)).access is Access.NONE
 
 
-def test_an_account_that_does_not_exist_is_logged_once_and_gets_nothing():
+async def test_an_account_that_does_not_exist_is_logged_once_and_gets_nothing():
     rules = policy(ControlConfig(users=["no-such-user-here"]))
     with capture_logs() as logs:
         for _ in range(3):
-            assert level(rules, 1000) is Access.READ
+            assert await level(rules, 1000) is Access.READ
     assert [line["account"] for line in logs] == ["no-such-user-here"]
 
 
-def test_who_runs_the_daemon_by_hand_may_write_and_a_packaged_service_may_not():
-    assert level(policy(own_uid=1234), 1234) is Access.WRITE
-    assert level(policy(own_uid=None), 1234) is Access.READ
+async def test_a_lookup_holds_up_nobody_and_is_repeated(monkeypatch):
+    looked_up = []
+
+    def slow(name):
+        looked_up.append((name, threading.current_thread() is threading.main_thread()))
+        return SimpleNamespace(pw_uid=1000 + len(looked_up))
+
+    now = [0.0]
+    monkeypatch.setattr("netd.control.access.pwd.getpwnam", slow)
+    monkeypatch.setattr("netd.control.access.time.monotonic", lambda: now[0] + 1000)
+    rules = policy(ControlConfig(users=["alice"]))
+    assert await level(rules, 1001) is Access.WRITE
+    assert await level(rules, 1001) is Access.WRITE
+    now[0] = 61.0
+    assert await level(rules, 1001) is Access.READ, "the name is another account by now"
+    assert await level(rules, 1002) is Access.WRITE
+    assert looked_up == [("alice", False)] * 2
+
+
+async def test_who_runs_the_daemon_by_hand_may_write_and_a_packaged_service_may_not():
+    assert await level(policy(own_uid=1234), 1234) is Access.WRITE
+    assert await level(policy(own_uid=None), 1234) is Access.READ
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,29 @@ async def test_nothing_else_is_there(method, path, status, metrics):
         assert (await peer.response()).status == status
 
 
+@pytest.mark.parametrize(
+    ("server", "host", "status"),
+    [
+        ("127.0.0.1", b"127.0.0.1:9464", 200),
+        ("127.0.0.1", b"localhost:9464", 200),
+        ("::1", b"[::1]:9464", 200),
+        ("127.0.0.1", b"attacker.example:9464", 421),
+        ("127.0.0.1", b"", 421),
+        ("192.0.2.1", b"metrics.example:9464", 200),
+    ],
+)
+async def test_on_loopback_a_name_that_was_pointed_here_is_refused(server, host, status, metrics):
+    sent = []
+
+    async def send(message):
+        await trio.lowlevel.checkpoint()
+        sent.append(message)
+
+    scope = {"path": "/metrics", "method": "GET", "headers": [(b"host", host)], "server": (server, 9464)}
+    await scrape_app(metrics)(scope, None, send)
+    assert sent[0]["status"] == status
+
+
 class Listeners:
     """A generation's listeners, in memory."""
 

@@ -97,8 +97,8 @@ class TraceConfig(Section):
 
     # who may come
     origins: list[Origin] = live(default_factory=list, max_length=256)
-    """Origins of web pages that may connect besides a page of this very host ("https://example.org"; "*": any). A
-    client that sends no Origin is no browser and always may."""
+    """Origins of web pages that may connect ("https://example.org"; "*": any) besides those of this very host, known by
+    its certificate, its address or localhost. A client that sends no Origin is no browser and always may."""
     max_clients: int = live(1000, ge=1, le=100_000)
     """Connections at once, unfinished handshakes included."""
     clients_per_address: int = live(16, ge=1, le=100_000)

@@ -65,7 +65,14 @@ async def shake_hands(
         return None
     # the library keeps the Host header to itself; a page of this very host is known by it
     host = str(request._event.host)
-    refused = refusal(request.path, host, request.headers, path=door.path, origins=shared.config.origins)
+    refused = refusal(
+        request.path,
+        host,
+        request.headers,
+        path=door.path,
+        origins=shared.config.origins,
+        secured=door.certificate is not None,
+    )
     if refused is not None:
         shared.counters.refused(refused.why)
         text = [(b"Content-Type", b"text/plain; charset=utf-8"), (b"Connection", b"close")]

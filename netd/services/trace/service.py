@@ -141,7 +141,6 @@ class TraceService:
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         try:
             await self._history.continue_ids(self._shared.ids)
-            self._apply(self._shared.config)
             async with trio.open_nursery() as background:
                 background.start_soon(self._shared.names.run)
                 async with trio.open_nursery() as connections:
@@ -149,6 +148,8 @@ class TraceService:
                         for door in self._doors:
                             accepting.start_soon(self._accept, door, connections)
                         task_status.started()
+                        # only now: bounds of the whole host are not for a generation that never served
+                        self._apply(self._shared.config)
                         await self._context.draining.wait()
                         accepting.cancel_scope.cancel()
                     await self._drain()

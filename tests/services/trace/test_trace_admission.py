@@ -11,9 +11,11 @@ from netd.services.trace.admission import refusal
 LISTED = ["https://app.example"]
 
 
-def status(target: str, host: str = "netd.example:8080", *origins: bytes, allowed: list[str] = LISTED) -> int:
+def status(
+    target: str, host: str = "netd.example:8080", *origins: bytes, allowed: list[str] = LISTED, secured: bool = True
+) -> int:
     headers = [(b"user-agent", b"x"), *((b"origin", origin) for origin in origins)]
-    refused = refusal(target, host, headers, path="/", origins=allowed)
+    refused = refusal(target, host, headers, path="/", origins=allowed, secured=secured)
     return refused.status if refused else 101
 
 
@@ -47,6 +49,23 @@ def test_pages_of_this_host_and_of_the_list_may_connect(origin: bytes, host: str
     assert status("/", host, origin) == expected
 
 
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1:8080", 101),
+        ("[::1]:8080", 101),
+        ("localhost:8080", 101),
+        ("app.localhost:8080", 101),
+        ("attacker.example:8080", 403),
+        ("127.0.0.1.attacker.example:8080", 403),
+        ("localhost.attacker.example:8080", 403),
+    ],
+)
+def test_without_tls_a_name_that_dns_could_point_here_proves_nothing(host: str, expected: int) -> None:
+    assert status("/", host, f"http://{host}".encode(), secured=False) == expected
+    assert status("/", host, f"http://{host}".encode(), secured=True) == 101
+
+
 def test_no_origin_is_no_browser() -> None:
     assert status("/", "netd.example", allowed=[]) == 101
 
@@ -66,7 +85,7 @@ def test_whatever_comes_it_answers(target: str, origin: bytes, host: str) -> Non
 
 
 def test_a_refusal_says_why_without_repeating_what_it_was_sent() -> None:
-    refused = refusal("/\x1b[2J" + "x" * 500, "h", [], path="/", origins=[])
+    refused = refusal("/\x1b[2J" + "x" * 500, "h", [], path="/", origins=[], secured=False)
     assert refused is not None
     assert "\x1b" not in refused.message
     assert len(refused.message) < 150
