@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 import netd
 from netd.client import ControlClient
+from netd.daemon import _reload_by_signal
 from netd.errors import ConfigError, PrepareFailed, RequestFailed
+from netd.runtime.health import WarningRaised
 from netd.runtime.unit import UnitChanged
 from netd.services.trace.service import TraceService
 from tests.support.process import PATIENCE
@@ -63,6 +67,32 @@ async def test_a_wrong_key_and_a_taken_port_are_errors_of_their_own():
         with pytest.raises(PrepareFailed, match="another program listens there already"):
             async with netd.open({"trace": {"listen": [{"address": daemon.addresses("trace")[0]}]}}):
                 pass
+
+
+async def test_trouble_with_the_store_is_a_matter_of_health(tmp_path):
+    async with netd.open({**LOOPBACK, "state_directory": str(tmp_path / "state")}) as daemon:
+        with daemon.notices(WarningRaised) as notices, trio.fail_after(PATIENCE):
+            daemon._store.write("INSERT INTO nowhere VALUES (1)", ())
+            async for notice in notices:
+                assert notice.code == "store.failing"
+                break
+        assert daemon.health.status == "failing"
+        assert b"netd_store_" in daemon.metrics.render()
+    assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
+
+
+async def test_a_reload_by_signal_that_fails_inside_harms_nobody(monkeypatch):
+    async with netd.open(LOOPBACK) as daemon:
+
+        async def broken():
+            await trio.lowlevel.checkpoint()
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(daemon, "reload", broken)
+        with capture_logs() as logs:
+            await _reload_by_signal(daemon)
+        assert [line["event"] for line in logs] == ["reload failed inside"]
+        assert daemon.state == "running"
 
 
 async def test_a_service_that_crashes_in_a_loop_harms_nobody(tmp_path, monkeypatch):

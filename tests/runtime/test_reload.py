@@ -40,6 +40,8 @@ class House:
             self.supervisor.add(self.scripts[name].type, ScriptConfig())
         self.running = Settings()
         self._reload = Reload(self.supervisor)
+        self.full_disk = False
+        """What `commit` then fails with."""
 
     async def reload(self, new: Settings, *, loading: float = 0) -> list[str]:
         """The paths that changed."""
@@ -49,6 +51,8 @@ class House:
             return plan(self.running, new, {name: (getattr(self.running, name), getattr(new, name)) for name in NAMES})
 
         def commit() -> None:
+            if self.full_disk:
+                raise ConfigError([ConfigProblem("", "cannot write it: no space left on device", "override.toml")])
             self.running = new
 
         made = await self._reload.carry_out(make_plan, commit=commit)
@@ -212,6 +216,16 @@ async def test_a_generation_that_does_not_start_keeps_the_one_before(autojump_cl
     assert "too big" in str(caught.value)
     assert "1 draining" not in house.events("beta"), "the generation before never noticed"
     await nothing_moved(house)
+
+
+async def test_a_commit_that_fails_rolls_the_services_back(autojump_clock: MockClock, house: House) -> None:
+    house.full_disk = True
+    with pytest.raises(ConfigError, match="no space left"):
+        await house.reload(Settings(alpha=ScriptConfig(size=2), beta=ScriptConfig(rate=2)))
+    assert house.running == Settings()
+    assert house.events("beta") == ["1 reconfigured", "1 reconfigured"]
+    assert house.supervisor.unit("alpha").wanted == ScriptConfig()
+    assert [unit.state for unit in house.supervisor] == ["running"] * 3
 
 
 async def test_those_already_committed_are_rolled_back(autojump_clock: MockClock, house: House) -> None:
