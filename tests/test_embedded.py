@@ -50,7 +50,8 @@ async def test_stop_ends_the_notices():
             daemon.stop()
             async for notice in notices:
                 seen.append(notice)
-    assert [notice.state for notice in seen if notice.service == "trace"] == ["draining", "stopped"]
+    changes = [notice for notice in seen if isinstance(notice, UnitChanged)]
+    assert [change.state for change in changes if change.service == "trace"] == ["draining", "stopped"]
 
 
 async def test_what_the_program_raises_comes_out_as_it_is():

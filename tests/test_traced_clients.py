@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from tests.support.lab import Lab, why_not
+from tests.support.lab import Lab, why_no_rules, why_not
 from tests.support.process import PATIENCE, ROOT, NetdProcess
 from tests.support.websocket import websocket
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+needs_nft = pytest.mark.skipif(why_no_rules() is not None, reason=str(why_no_rules()))
 
 LISTEN = """
 [[trace.listen]]
@@ -129,9 +130,9 @@ async def test_private_hops_are_for_operators_only_unless_revealed(tmp_path):
         assert [hop["router"] for hop in record["hops"]] == lab.hops()
 
 
+@needs_nft
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: nft in namespaces")
 async def test_nat_silence_and_a_firewall_on_one_path(tmp_path):
-    if os.geteuid() != 0:
-        pytest.skip("needs root: nft in namespaces")
     with Lab(routers=7, silent={3}, nat={2}, firewall={5}) as lab:
         async with daemon_in(lab, tmp_path, OPEN) as house:
             messages = await house.client()
@@ -163,9 +164,8 @@ async def test_200_clients_at_once_through_ten_routers_with_stock_icmp_limits(tm
     assert len(complete) == 200
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to take a capability away from the daemon")
 async def test_without_the_capability_it_traces_beside_and_says_what_to_grant(tmp_path):
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to take a capability away from the daemon")
     with Lab(routers=3) as lab:
         drop = ["setpriv", "--bounding-set=-net_raw", "--inh-caps=-net_raw"]
         async with daemon_in(lab, tmp_path, OPEN, wrap=drop) as house:

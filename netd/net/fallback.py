@@ -36,7 +36,7 @@ from netd.net.linux import (
     timestamp_of,
 )
 from netd.net.path import Hop
-from netd.wire.icmp import TIME_EXCEEDED, TIME_EXCEEDED6
+from netd.wire.errqueue import parse_extended_error
 from netd.wire.ip import distance, show_address
 from netd.wire.probes import SLOTS
 
@@ -52,9 +52,6 @@ _log = structlog.get_logger("netd.net")
 _FIRST_PORT = 33434
 """Where traceroute's ports start: nobody listens there (IANA: traceroute)."""
 _PAYLOAD = bytes(32)
-_ORIGIN_ICMP, _ORIGIN_ICMP6 = 2, 3
-_EXTENDED_ERROR = struct.Struct("@IBBBxII")
-_PORT_UNREACHABLE, _PORT_UNREACHABLE6 = 3, 4
 
 
 class Flight:
@@ -195,23 +192,23 @@ class Flight:
             error = (level, kind)
             if error not in ((socket.IPPROTO_IP, IP_RECVERR), (socket.IPPROTO_IPV6, IPV6_RECVERR)):
                 continue
-            parsed = _parse_error(data)
+            parsed = parse_extended_error(data)
             sent = self._sent.get((ttl, attempt))
             if parsed is None or sent is None or self.round is None:
                 continue
-            expired, code, offender, port_unreachable = parsed
-            if port_unreachable and offender == self._ends.peer:
+            # refused by anybody but the peer it is a middlebox speaking
+            if parsed.port_unreachable and parsed.offender == self._ends.peer:
                 self._reached(ttl, attempt, at, reply_ttl)
                 continue
             self.replies += 1
             hop = Hop(
                 ttl=ttl,
-                addr=show_address(offender),
+                addr=show_address(parsed.offender),
                 rtt_ms=max(0.0, (at - sent) / 1e6),
-                kind="ttl" if expired else "unreach",
+                kind="ttl" if parsed.expired else "unreach",
                 reply_ttl=reply_ttl,
-                nat=offender == self._ends.peer,
-                unreach_code=None if expired else code,
+                nat=parsed.offender == self._ends.peer,
+                unreach_code=None if parsed.expired else parsed.code,
             )
             self.round.replied(ttl, hop, trio.current_time())
             self.wake()
@@ -245,17 +242,3 @@ def _connected(sock: socket.socket) -> bool:
     except OSError:
         return False
     return True
-
-
-def _parse_error(data: bytes) -> tuple[bool, int, bytes, bool] | None:
-    """(expired, code, offender, port unreachable) of a `struct sock_extended_err` and the address behind it."""
-    if len(data) < _EXTENDED_ERROR.size + 2:
-        return None
-    _, origin, kind, code, _, _ = _EXTENDED_ERROR.unpack_from(data)
-    address = data[_EXTENDED_ERROR.size :]
-    (family,) = struct.unpack_from("@H", address)
-    if origin == _ORIGIN_ICMP and family == socket.AF_INET and len(address) >= 8:
-        return kind == TIME_EXCEEDED, code, address[4:8], (kind, code) == (3, _PORT_UNREACHABLE)
-    if origin == _ORIGIN_ICMP6 and family == socket.AF_INET6 and len(address) >= 24:
-        return kind == TIME_EXCEEDED6, code, address[8:24], (kind, code) == (1, _PORT_UNREACHABLE6)
-    return None

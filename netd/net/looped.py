@@ -6,7 +6,7 @@
 Rules:
 - a message on the error queue makes the socket look ready (EPOLLERR) to everybody who waits for it, so nothing is left
   there: what the kernel queues later (held back by the congestion window, sent again) is taken off until all that was
-  written meanwhile is acknowledged (`drain_until_acknowledged`);
+  written meanwhile is acknowledged (`Leftovers`);
 - needs net.core.tstamp_allow_data=1, the kernel's default, or CAP_NET_RAW in the initial user namespace.
 
 Source: Linux Documentation/networking/timestamping.rst, 1.3.2 and 1.4.
@@ -17,6 +17,7 @@ from __future__ import annotations
 import fcntl
 import socket
 import struct
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,13 +29,13 @@ from netd.net.linux import (
     SOF_TIMESTAMPING_OPT_ID,
     SOF_TIMESTAMPING_SOFTWARE,
     SOF_TIMESTAMPING_TX_SCHED,
+    cookie_of,
 )
 from netd.net.sockdiag import tcp_info
-from netd.wire.ip import pack_address
 from netd.wire.probes import SLOTS, SPAN, Segment, parse_looped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from netd.net.path import Carrier, Reason
 
@@ -44,8 +45,10 @@ _PAUSES = (0.0, 0.0, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128)
 """Seconds between looks: usually it is there at once, later if a queue of the host holds it back."""
 _HELD_BACK = 20
 """Looks more, 50 ms apart, while the congestion window keeps the kernel from sending it at all."""
-_DRAIN_PAUSE = 0.02
-_DRAIN_AT_MOST = 30.0
+_MAPPED = bytes(10) + b"\xff\xff"
+"""Before an IPv4 address in an IPv6 one (RFC 4291 2.5.5.2)."""
+_SWEEP_FIRST, _SWEEP_LONGEST = 0.02, 0.25
+"""Seconds between looks into a queue that may fill again; retransmissions come ever more rarely (RFC 6298 5.5)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,12 @@ def endpoints_of(sock: socket.socket) -> Endpoints | None:
     except OSError:
         return None
     scope = peer[3] if len(peer) > 3 else 0
-    return Endpoints(pack_address(local[0]), local[1], pack_address(peer[0]), peer[1], scope)
+    return Endpoints(_packed(sock.family, local[0]), local[1], _packed(sock.family, peer[0]), peer[1], scope)
+
+
+def _packed(family: int, text: str) -> bytes:
+    packed = socket.inet_pton(family, text.partition("%")[0])
+    return packed[len(_MAPPED) :] if packed.startswith(_MAPPED) else packed
 
 
 def unacknowledged(sock: socket.socket) -> int:
@@ -108,7 +116,10 @@ async def capture(carrier: Carrier, ends: Endpoints, *, wants: int = SPAN) -> Se
         if sock.fileno() >= 0:
             sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, 0)
             drain(sock)
-    return best if best is not None and len(best.payload) >= SLOTS else "no-loopback"
+    if best is not None and len(best.payload) >= SLOTS:
+        return best
+    # a peer that lets nothing be sent is no reason to suspect the kernel
+    return "timeout" if tcp_info(sock).notsent_bytes else "no-loopback"
 
 
 def _pauses(sock: socket.socket) -> Iterator[float]:
@@ -155,16 +166,64 @@ class Acknowledgement:
         return True
 
 
-async def drain_until_acknowledged(
-    sock: socket.socket, acknowledgement: Acknowledgement, clock: Callable[[], float] = trio.current_time
-) -> None:
-    """Keep the error queue empty while segments marked for looping may still be sent (again)."""
-    end = clock() + _DRAIN_AT_MOST
-    try:
-        while clock() < end:
+class Leftovers:
+    """The sockets whose error queue may still be given something, one task for each while that is so.
+
+    A segment that was marked for looping is looped again with each retransmission, until it is acknowledged: minutes
+    after its trace, if the peer is slow or gone. Whatever lies in an error queue makes epoll report the socket again
+    and again, so a reader that waits for it would spin for as long.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, Acknowledgement] = {}
+        """By socket cookie, what has to be acknowledged before its queue can be left alone."""
+        self._captured: set[int] = set()
+        """Cookies of sockets whose queue somebody reads on purpose."""
+
+    def __len__(self) -> int:
+        """Sockets being looked after."""
+        return len(self._waiting)
+
+    @contextmanager
+    def captured(self, sock: socket.socket, nursery: trio.Nursery) -> Iterator[None]:
+        """Leave the queue of `sock` to the caller meanwhile, and look after it from then on (`leave`).
+
+        Raises OSError if it is closed already.
+        """
+        cookie = cookie_of(sock)
+        self._captured.add(cookie)
+        try:
+            yield
+        finally:
+            self._captured.discard(cookie)
+            self.leave(sock, nursery)
+
+    def leave(self, sock: socket.socket, nursery: trio.Nursery) -> None:
+        """Keep the queue of `sock` empty until all that is written now is acknowledged, or the socket is closed.
+
+        `sock` has to live as long as the connection: a duplicate that is closed earlier would end it too soon.
+        """
+        try:
             drain(sock)
+            acknowledgement = Acknowledgement(sock)
             if acknowledgement.arrived():
                 return
-            await trio.sleep(_DRAIN_PAUSE)
-    except OSError:
-        return  # closed: its queue went with it
+            cookie = cookie_of(sock)
+        except (OSError, ValueError):
+            return  # closed: its queue went with it
+        if cookie not in self._waiting:
+            nursery.start_soon(self._sweep, cookie, sock)
+        self._waiting[cookie] = acknowledgement
+
+    async def _sweep(self, cookie: int, sock: socket.socket) -> None:
+        pause = _SWEEP_FIRST
+        try:
+            while not self._waiting[cookie].arrived():
+                await trio.sleep(pause)
+                pause = min(2 * pause, _SWEEP_LONGEST)
+                if cookie not in self._captured:
+                    drain(sock)
+        except (OSError, ValueError):
+            pass  # closed: its queue went with it
+        finally:
+            del self._waiting[cookie]

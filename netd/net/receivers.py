@@ -6,7 +6,8 @@
 
 Rules:
 - CAP_NET_RAW is all it takes; opening without it raises PermissionError;
-- with no trace running, the filters let nothing through; a port in use is counted, so traces may share one;
+- the filters let through what concerns ports in use, which are counted, so traces may share one. Setting a filter takes
+  the kernel 0.2 ms and more, so a port stays in it for a while after its last trace; with no port nothing passes;
 - an arrival is stamped by the kernel; whoever is called with it decides whether it is an answer.
 """
 
@@ -56,6 +57,9 @@ _RECEIVE_BUFFER = 1 << 20
 _BATCH = 256
 """Packets taken in a row before other tasks get their turn."""
 _LONGEST = 1500
+_LINGER = 10.0
+"""Seconds for which a port stays in the filters after its last trace."""
+_MOST_LINGERING = 64
 
 
 class Receivers:
@@ -63,6 +67,8 @@ class Receivers:
         """Raises PermissionError without CAP_NET_RAW, another OSError where the family does not exist."""
         self.v6 = v6
         self._ports: Counter[int] = Counter()
+        self._lingering: dict[int, float] = {}
+        """Ports no longer in use that the filters still name, and since when."""
         self._sockets: list[socket.socket] = []
         family = socket.AF_INET6 if v6 else socket.AF_INET
         raw, packet = socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
@@ -101,19 +107,35 @@ class Receivers:
     def hold(self, port: int) -> None:
         """Receive for this local port too. Every call is undone by a `release`."""
         self._ports[port] += 1
-        if self._ports[port] == 1:
+        if self._ports[port] == 1 and self._lingering.pop(port, None) is None:
             self._filter()
 
     def release(self, port: int) -> None:
         self._ports[port] -= 1
         if self._ports[port] <= 0:
             del self._ports[port]
-            if self._sockets:
+            if len(self._lingering) < _MOST_LINGERING:
+                self._lingering[port] = trio.current_time()
+            elif self._sockets:
                 self._filter()
 
+    @property
+    def ports(self) -> set[int]:
+        """The ports that the filters name."""
+        return self._ports.keys() | self._lingering.keys()
+
     def _filter(self) -> None:
-        attach_filter(self._errors, cbpf.assemble(cbpf.icmp_errors(self._ports.keys(), v6=self.v6)))
-        attach_filter(self._copies, cbpf.assemble(cbpf.duplicates(self._ports.keys(), v6=self.v6)))
+        attach_filter(self._errors, cbpf.assemble(cbpf.icmp_errors(self.ports, v6=self.v6)))
+        attach_filter(self._copies, cbpf.assemble(cbpf.duplicates(self.ports, v6=self.v6)))
+
+    async def _tidy(self) -> None:
+        while True:
+            await trio.sleep(_LINGER)
+            before = len(self._lingering)
+            old = trio.current_time() - _LINGER
+            self._lingering = {port: since for port, since in self._lingering.items() if since > old}
+            if len(self._lingering) < before:
+                self._filter()
 
     def send(self, packet: bytes, to: tuple[str, int] | tuple[str, int, int, int]) -> None:
         """One packet with its IP header. Raises OSError when the kernel does not take it (no route, firewall, full)."""
@@ -142,6 +164,7 @@ class Receivers:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_receive, self._errors, error)
             nursery.start_soon(_receive, self._copies, copy)
+            nursery.start_soon(self._tidy)
 
 
 _HOP_LIMIT = (socket.IPPROTO_IPV6, IPV6_HOPLIMIT)

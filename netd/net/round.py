@@ -8,9 +8,9 @@
 
 How it goes:
 
-1. Everything up to the supposed distance at once, farthest first (it takes longest; but see `_guarded`). The supposed distance comes from
-   the TTL of the peer's SYN. Where there is none, eight TTLs and one probe that will reach the peer whatever the
-   distance: its answer's own TTL tells how far it is.
+1. Everything up to the supposed distance at once, farthest first (it takes longest; but see `_guarded`). The supposed
+   distance comes from the TTL of the peer's SYN. Where there is none, eight TTLs and one probe that will reach the peer
+   whatever the distance: its answer's own TTL tells how far it is.
 2. What is unanswered after a few round-trip times, and only that, is asked again, `attempts` times at most.
 3. When the peer has not answered though the farthest probe was due, two TTLs more, then six, then six at a time as long
    as routers keep answering. It is not more at once because every probe beyond the peer is a duplicate to it, and a
@@ -97,7 +97,7 @@ class Round:
         `names_duplicates`: the peer negotiated SACK. `attempts` is the most there are bytes for.
         """
         self._options = options
-        self._attempts = min(options.attempts, attempts or options.attempts)
+        self._attempts = max(1, min(options.attempts, attempts or options.attempts))
         self._start = now
         self._deadline = now + 2 * options.timeout
         self._rtt = rtt

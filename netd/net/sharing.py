@@ -7,7 +7,9 @@ host asks the same near routers from the same address. Two ways of sharing, both
              and waits for probes the first has in flight instead of sending its own
     trunk    the first hops out of this host that every recent path had in common are adopted by all clients, as
              Doubletree does (Donnet et al., SIGMETRICS 2005). With no trunk known, three prefixes scout for all others.
-             A client that relies on the trunk probes its far end itself: another answer there, and it trusts it no more
+             A client that relies on the trunk probes its far end itself: another answer there, and it trusts it no
+             more. No answer says nothing while so many ask that a router at its limit cannot answer all of them, and
+             the trunk is trusted; with fewer it is this client's own router that is silent, and it is not
 
 Rules:
 - time is an argument: seconds of a monotonic clock;
@@ -41,6 +43,12 @@ MOST_LOCALS = 64
 _MOST_ADDRESSES = 4
 """Addresses kept for one TTL of the trunk: from two on it is no trunk anyway."""
 _MOST_WITNESSES = 16
+LIMIT_BURST, LIMIT_RATE = 6, 1.0
+"""What a Linux router answers to one destination: so many at once, then so many a second (net.ipv4.icmp_ratelimit)."""
+_LIMIT_WINDOWS = (1.0, 6.0)
+"""Seconds over which the number of those who ask is compared with that."""
+_MOST_ASKING = 16
+"""Remembered for one TTL; more than a limited router can answer in the longest window."""
 _MOST_GAPS = 3
 """Silent TTLs in a row that the trunk may span."""
 
@@ -70,6 +78,8 @@ class _Trunk:
     latest: dict[int, _Known] = field(default_factory=dict)
     flying: dict[int, dict[bytes, float]] = field(default_factory=dict)
     silent: dict[int, OrderedDict[bytes, float]] = field(default_factory=dict)
+    asking: dict[int, OrderedDict[bytes, float]] = field(default_factory=dict)
+    """ttl -> prefixes that probed it, and when, newest last."""
     shares: set[Share] = field(default_factory=set)
     """The rounds that run."""
     end: int = 0
@@ -123,6 +133,20 @@ class _Trunk:
         self.latest[ttl] = known
         self.silent.pop(ttl, None)
         self.judged = float("-inf")
+
+    def ask(self, ttl: int, prefix: bytes, now: float) -> None:
+        asking = self.asking.setdefault(ttl, OrderedDict())
+        asking[prefix] = now
+        asking.move_to_end(prefix)
+        if len(asking) > _MOST_ASKING:
+            asking.popitem(last=False)
+
+    def crowded(self, ttl: int, now: float) -> bool:
+        """More have asked of late than one router at its limit can have answered."""
+        times = self.asking.get(ttl, OrderedDict[bytes, float]()).values()
+        return any(
+            sum(now - at <= window for at in times) > LIMIT_BURST + LIMIT_RATE * window for window in _LIMIT_WINDOWS
+        )
 
     def scouted(self, ttl: int, hold: float, now: float) -> float:
         """Until when enough others are finding out about this TTL; 0 if they are not."""
@@ -258,8 +282,10 @@ class Share:
         if not self._shareable(ttl):
             return None
         far = min(self._trunk.judge(now), self.bound - 1)
-        # the trunk's far end is believed only once it was asked: its answer is what the nearer ones rest on
-        trusted = not self._mistrusts and (ttl < far or (ttl == far and ttl in self._asked))
+        # the trunk is believed only once its far end was asked: that answer, or the reason there is none, is its proof
+        trusted = not self._mistrusts and (
+            self._verified(ttl) or (ttl <= far and far in self._asked and self._trunk.crowded(far, now))
+        )
         for known in (self._trunk.latest.get(ttl) if trusted else None, self._known.hops.get(ttl) if last else None):
             if known is None or known.owner == self._connection or now - known.at > FRESH:
                 continue
@@ -290,6 +316,7 @@ class Share:
         """A probe of this TTL went out, expected to end at a router."""
         self._asked.setdefault(ttl, now)
         if self._adopt:
+            self._trunk.ask(ttl, self._prefix, now)
             flight = self._known.flying.get(ttl)
             # however often it asks: nobody waits for one connection longer than for one answer
             if flight is None or flight[1] != self._connection:

@@ -24,14 +24,15 @@ import structlog
 import trio
 
 from netd.net import fallback, outgoing
-from netd.net.budget import Bucket, TracerLimits
+from netd.net.budget import Bucket
+from netd.net.budget import TracerLimits as TracerLimits
 from netd.net.inflight import Flight
 from netd.net.linux import ESTABLISHED, cookie_of
 from netd.net.looped import (
     Acknowledgement,
     Endpoints,
+    Leftovers,
     capture,
-    drain_until_acknowledged,
     endpoints_of,
 )
 from netd.net.path import Carrier, Hop, Method, Path, Reason, TraceOptions
@@ -95,6 +96,7 @@ class Tracer:
         self._nursery: trio.Nursery | None = None
         self._flights: dict[tuple[bool, int], list[Flight]] = {}
         """(v6, local port) -> rounds inside connections."""
+        self._leftovers = Leftovers()
         self._traced: set[int] = set()
         """Cookies of the sockets that a round is using."""
         self._finished = self._probes = self._replies = self._unmatched = self._limited = 0
@@ -121,6 +123,11 @@ class Tracer:
     def unprivileged_reason(self) -> str | None:
         """Why "tcp" is not possible, as a sentence that says what to grant; None when it is possible."""
         return self._unprivileged_reason
+
+    @property
+    def sweeping(self) -> int:
+        """Connections whose error queue is still looked after, because their message is not acknowledged."""
+        return len(self._leftovers)
 
     def snapshot(self) -> TracerSnapshot:
         return TracerSnapshot(
@@ -193,7 +200,15 @@ class Tracer:
         """
         if self._nursery is None:
             raise RuntimeError("cannot trace: the tracer is not running")
-        await trio.lowlevel.checkpoint()  # a refusal must not let its caller spin
+        await trio.lowlevel.checkpoint_if_cancelled()
+        path = await self._trace_in_turn(carrier, options, on_hop)
+        if not path.probes:  # a refusal must not let its caller spin
+            await trio.lowlevel.checkpoint()
+        return path
+
+    async def _trace_in_turn(
+        self, carrier: Carrier, options: TraceOptions, on_hop: Callable[[Hop], None] | None
+    ) -> Path:
         start = trio.current_time()
         if self._turns.statistics().tasks_waiting >= max(0, self._limits.waiting):
             return self._refused("limited", options, start)
@@ -255,18 +270,19 @@ class Tracer:
         try:
             info = tcp_info(sock)
             busy = _busy(info)
-            segment = await capture(carrier, ends)
+            assert self._nursery is not None
+            with self._leftovers.captured(sock, self._nursery):
+                segment = await capture(carrier, ends)
             acknowledgement = Acknowledgement(sock)
         except _BROKEN:
             return self._refused("closed", options, start, "tcp")
         if isinstance(segment, str):
-            self._leave_queue_empty(sock, acknowledgement)
             return self._refused(segment, options, start, "tcp")
         receivers = self._receivers[ends.v6]
         flight = Flight(sock, ends, segment, receivers)
+        receivers.hold(ends.local_port)
         flights = self._flights.setdefault((ends.v6, ends.local_port), [])
         flights.append(flight)
-        receivers.hold(ends.local_port)
         try:
             if busy or not info.sack:
                 # the peer should have the bytes before their copies arrive, and a count of segments needs quiet
@@ -282,7 +298,6 @@ class Tracer:
             flights.remove(flight)
             if not flights:
                 self._flights.pop((ends.v6, ends.local_port), None)
-            self._leave_queue_empty(sock, acknowledgement)
 
     async def _trace_beside(
         self,
@@ -398,14 +413,6 @@ class Tracer:
             probes=round_.probes,
             elapsed_ms=(trio.current_time() - start) * 1000,
         )
-
-    def _leave_queue_empty(self, sock: socket.socket, acknowledgement: Acknowledgement) -> None:
-        try:
-            pending = not acknowledgement.arrived()
-        except OSError:
-            return  # closed: its queue went with it
-        if pending and self._nursery is not None:
-            self._nursery.start_soon(drain_until_acknowledged, sock, acknowledgement)
 
     # --- what arrives --------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 
 from netd.net.path import TraceOptions
 from tests.support.carriers import PlainCarrier
-from tests.support.lab import Lab, why_not
+from tests.support.lab import Lab, why_no_rules, why_not
 from tests.support.tracing import addresses, tracer_in
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+needs_nft = pytest.mark.skipif(why_no_rules() is not None, reason=str(why_no_rules()))
 
 METHODS = pytest.mark.parametrize("method", ["udp", "syn"])
 BOTH = pytest.mark.parametrize("version", [4, 6])
@@ -79,6 +81,7 @@ async def test_a_privileged_tracer_does_it_when_asked_to(lab, method):
 
 @METHODS
 @BOTH
+@needs_nft
 async def test_silence_and_delay(method, version):
     with Lab(4, silent={2}, delay=0.002) as lab:
         path = await trace(lab, version, method=method)
@@ -89,6 +92,7 @@ async def test_silence_and_delay(method, version):
 
 
 @METHODS
+@needs_nft
 async def test_a_firewall_that_refuses_is_no_destination(method):
     """An unreachable from a router on the way is its own answer, not the client's."""
     with Lab(4) as lab:
@@ -141,11 +145,8 @@ trio.run(main)
 """
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
 async def test_a_process_that_really_has_no_capability(lab, tmp_path):
-    import os
-
-    if os.geteuid() != 0:
-        pytest.skip("only root can become nobody")
     server, client, _ = lab.connect()
     with server, client:
         script = tmp_path / "child.py"

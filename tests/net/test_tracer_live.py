@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import socket
 
 import pytest
 import trio
 
+from netd.net.looped import unacknowledged
 from netd.net.path import TraceOptions
 from netd.net.sockdiag import tcp_info
 from tests.support.carriers import PlainCarrier
-from tests.support.lab import Lab, why_not
+from tests.support.lab import Lab, why_no_rules, why_not
 from tests.support.tracing import addresses, tracer_in
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+needs_nft = pytest.mark.skipif(why_no_rules() is not None, reason=str(why_no_rules()))
 
 RATE = 25_000_000 / 8
 SECONDS = 3.0
@@ -58,64 +61,84 @@ class StreamingCarrier(PlainCarrier):
         return True
 
 
-@pytest.mark.parametrize("version", [4, 6])
-async def test_both_sides_stream_while_a_trace_runs_every_tenth_of_a_second(lab, version):
-    """25 Mbit/s each way: every byte arrives as it was sent, and nothing is sent twice because of the traces."""
-    server, client, syn = lab.connect(version)
-    # the tracer has the socket itself; the stream a second descriptor of it
-    streams = [trio.SocketStream(trio.socket.from_stdlib_socket(sock.dup())) for sock in (server, client)]
-    sent = [hashlib.sha256(), hashlib.sha256()]
-    received = [hashlib.sha256(), hashlib.sha256()]
-    carrier = StreamingCarrier(streams[0], server, syn, sent[0])
-    paths = []
-    block = bytes(range(256)) * (CHUNK // 256)
-    before = [node.counters() for node in (lab.server, lab.client)]
+class Streams:
+    """A connection on which both sides send 25 Mbit/s, and what became of it."""
 
-    async def write(index: int) -> None:
+    def __init__(self, lab: Lab, version: int) -> None:
+        self.lab = lab
+        self.server, self.client, syn = lab.connect(version)
+        # the tracer has the socket itself; the stream a second descriptor of it
+        self.ends = [trio.SocketStream(trio.socket.from_stdlib_socket(one.dup())) for one in (self.server, self.client)]
+        self.sent = [hashlib.sha256(), hashlib.sha256()]
+        self.received = [hashlib.sha256(), hashlib.sha256()]
+        self.carrier = StreamingCarrier(self.ends[0], self.server, syn, self.sent[0])
+        self.sent_again: list[int] = []
+        self.tail_probes: list[int] = []
+
+    async def run(self, meanwhile) -> None:
+        before = [node.counters() for node in (self.lab.server, self.lab.client)]
+        async with trio.open_nursery() as readers:
+            readers.start_soon(self._read, 0)
+            readers.start_soon(self._read, 1)
+            async with trio.open_nursery() as writers:
+                writers.start_soon(self._write, 0)
+                writers.start_soon(self._write, 1)
+                writers.start_soon(meanwhile)
+            for end in self.ends:
+                await end.send_eof()
+        for end in self.ends:
+            await end.aclose()
+        self.server.close()
+        self.client.close()
+        after = [node.counters() for node in (self.lab.server, self.lab.client)]
+        both = list(zip(before, after, strict=True))
+        self.sent_again = [late["Tcp.RetransSegs"] - early["Tcp.RetransSegs"] for early, late in both]
+        self.tail_probes = [late["TcpExt.TCPLossProbes"] - early["TcpExt.TCPLossProbes"] for early, late in both]
+
+    async def _write(self, index: int) -> None:
+        block = bytes(range(256)) * (CHUNK // 256)
         start = trio.current_time()
         count = 0
         while (now := trio.current_time()) < start + SECONDS:
             if index == 0:
-                await carrier.write(block)
+                await self.carrier.write(block)
             else:
-                sent[1].update(block)
-                await streams[1].send_all(block)
+                self.sent[1].update(block)
+                await self.ends[1].send_all(block)
             count += CHUNK
             await trio.sleep_until(max(now, start + count / RATE))
 
-    async def read(index: int) -> None:
-        async for data in streams[1 - index]:
-            received[index].update(data)
+    async def _read(self, index: int) -> None:
+        async for data in self.ends[1 - index]:
+            self.received[index].update(data)
 
-    async def trace(tracer) -> None:
-        start = trio.current_time()
-        while trio.current_time() < start + SECONDS - 0.2:
-            paths.append(await tracer.trace(carrier, TraceOptions(share=False)))
-            await trio.sleep(0.1)
 
-    with server, client:
-        async with tracer_in(lab) as tracer, trio.open_nursery() as readers:
-            readers.start_soon(read, 0)
-            readers.start_soon(read, 1)
-            async with trio.open_nursery() as writers:
-                writers.start_soon(write, 0)
-                writers.start_soon(write, 1)
-                writers.start_soon(trace, tracer)
-            retransmitted = [tcp_info(sock).total_retrans for sock in (server, client)]
-            for stream in streams:
-                await stream.send_eof()
-    for stream in streams:
-        await stream.aclose()
-    after = [node.counters() for node in (lab.server, lab.client)]
-    assert [digest.digest() for digest in received] == [digest.digest() for digest in sent]
-    assert retransmitted == [0, 0]
-    assert [late["Tcp.RetransSegs"] - early["Tcp.RetransSegs"] for early, late in zip(before, after, strict=True)] == [
-        0,
-        0,
-    ]
-    assert len(paths) >= 15
-    # one path is not told from another by what the connection carries
-    assert all(addresses(path) == lab.hops(version) and path.dest_ttl == 6 for path in paths)
+@pytest.mark.parametrize("version", [4, 6])
+async def test_both_sides_stream_while_a_trace_runs_every_tenth_of_a_second(lab, version):
+    """25 Mbit/s each way: every byte arrives as it was sent, and nothing is sent twice because of the traces.
+
+    On a machine short of processors the kernel may find an acknowledgement late by its own clock and send a tail loss
+    probe, with or without traces. It is told from other retransmissions, and one series of three must be free of it.
+    """
+    for _ in range(3):
+        streams = Streams(lab, version)
+        paths = []
+
+        async def trace() -> None:
+            start = trio.current_time()
+            async with tracer_in(lab) as tracer:
+                while trio.current_time() < start + SECONDS - 0.2:
+                    paths.append(await tracer.trace(streams.carrier, TraceOptions(share=False)))  # noqa: B023
+                    await trio.sleep(0.1)
+
+        await streams.run(trace)
+        assert [digest.digest() for digest in streams.received] == [digest.digest() for digest in streams.sent]
+        assert streams.sent_again == streams.tail_probes
+        assert len(paths) >= 15
+        assert all(addresses(path) == lab.hops(version) and path.dest_ttl == 6 for path in paths)
+        if streams.sent_again == [0, 0]:
+            return
+    pytest.fail(f"segments were sent again in each of three series, last: {streams.sent_again}")
 
 
 async def test_a_connection_with_bytes_unacknowledged_is_traced_once_they_are(lab):
@@ -149,10 +172,31 @@ async def test_a_peer_that_does_not_read_is_traced_all_the_same(lab):
 
         async with tracer_in(lab) as tracer:
             path = await tracer.trace(Full(server, syn), TraceOptions(timeout=0.3))
-            assert path.reason == "no-loopback"
+            assert path.reason == "timeout", "it is the peer's doing, not the kernel's"
         assert error_queue_is_empty(server)
 
 
+async def test_a_message_that_leaves_long_after_its_trace_does_not_stay_in_the_error_queue(lab):
+    """Or epoll would report the connection again and again, and its reader spin, for as long as it lasts."""
+    server, client, syn = lab.connect(client_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)])
+    with server, client:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        server.send(bytes(65536))  # more than the peer has room for, less than we have
+        async with tracer_in(lab) as tracer:
+            path = await tracer.trace(PlainCarrier(server, syn), TraceOptions(timeout=0.3))
+            assert path.reason == "timeout"
+            with trio.fail_after(20):
+                while unacknowledged(server):
+                    with contextlib.suppress(BlockingIOError):
+                        client.recv(65536)
+                    await trio.sleep(0.01)
+                # only now was it sent, and looped; the tracer has it taken out, although its trace is over
+                while tracer.sweeping:  # noqa: ASYNC110  # polled there too
+                    await trio.sleep(0.01)
+            assert error_queue_is_empty(server)
+
+
+@needs_nft
 async def test_the_client_closes_in_the_middle(lab):
     """Silent from r2 on for ever: only the close can end it early."""
     with Lab(4, silent={1, 2, 3}, delay=0.005) as slow:
@@ -171,6 +215,7 @@ async def test_the_client_closes_in_the_middle(lab):
             assert addresses(path) == slow.hops()[:1]
 
 
+@needs_nft
 async def test_our_side_closes_in_the_middle(lab):
     with Lab(3, silent={1, 2}, delay=0.005) as slow:
         server, client, syn = slow.connect()

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import socket
 import struct
 import subprocess
@@ -35,9 +34,9 @@ from typing import Self
 
 from pyroute2 import IPRoute
 
-from tests.support.netns import Namespace, why_not
+from tests.support.netns import Namespace, why_no_rules, why_not
 
-__all__ = ["Lab", "why_not"]
+__all__ = ["Lab", "why_no_rules", "why_not"]
 
 _TUNSETIFF, _TUNSETPERSIST, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x400454CB, 0x0001, 0x1000
 _IFA_F_NODAD = 0x02
@@ -109,8 +108,8 @@ class Lab:
             raise ValueError(f"cannot build a lab of {routers} routers: 1 to 250")
         if loss and not delay:
             raise ValueError("cannot lose packets without a delay: only the TUN forwarder does")
-        if (silent or nat or firewall) and shutil.which("nft") is None:
-            raise FileNotFoundError("cannot make a router silent, a NAT or a firewall: nft is missing (apt: nftables)")
+        if (silent or nat or firewall) and (reason := why_no_rules()):
+            raise FileNotFoundError(reason)
         self.routers = routers
         self.nodes: list[Namespace] = []
         self._delay, self._loss = delay, loss or {}

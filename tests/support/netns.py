@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import socket
 import subprocess
 import threading
@@ -24,6 +25,12 @@ def why_not() -> str | None:
     except OSError as error:
         return f"needs network namespaces (root, or unshare -Urn): {error}"
     return None
+
+
+def why_no_rules() -> str | None:
+    """Why no router can be made silent, a NAT or a firewall here, as a sentence for a skipped test; None if one can."""
+    missing = "needs nft (apt: nftables), for a router that is silent, a NAT or a firewall"
+    return None if shutil.which("nft") else missing
 
 
 class Namespace:

@@ -25,7 +25,6 @@ import random
 import socket
 import time
 from collections import deque
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -39,8 +38,6 @@ from netd.services.trace.notices import ClientConnected, ClientGone
 from netd.services.trace.tracing import ClientTrace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from trio_websocket import WebSocketConnection
 
     from netd.services.trace.rounds import Summary
@@ -128,6 +125,7 @@ class Session:
         self._over = trio.CancelScope()
         self._gone = ""
         self._pings = 0
+        self._own: socket.socket | None = None
         self._nursery: trio.Nursery
         self.client_id = shared.ids.new()
         self.address = endpoint.address
@@ -153,6 +151,8 @@ class Session:
                     for task in (self._read, self._write, self._keep_alive, self._trace_when_asked, self._close_well):
                         nursery.start_soon(task)
         finally:
+            if self._own is not None:
+                self._own.close()
             self._shared.counters.clients.dec()
             self._shared.bus.publish(ClientGone(client_id=self.client_id, reason=self._reason()))
 
@@ -208,12 +208,13 @@ class Session:
             proxy=summary.proxy if summary else None,
         )
 
-    @contextmanager
-    def carrier(self) -> Iterator[PingCarrier]:
+    def carrier(self) -> PingCarrier:
         """What the tracer needs of this session, for one round."""
-        # a descriptor of its own: Trio lets one task wait for one descriptor, and the reader waits for the first
-        with socket.socket(fileno=os.dup(self._endpoint.sock.fileno())) as own:
-            yield PingCarrier(self.start_ping, own, self._endpoint.saved_syn)
+        # A descriptor of its own: Trio lets one task wait for one descriptor, and the reader waits for the first. It
+        # lives as long as the session: after a round the tracer still looks after the socket's error queue by it.
+        if self._own is None:
+            self._own = socket.socket(fileno=os.dup(self._endpoint.sock.fileno()))
+        return PingCarrier(self.start_ping, self._own, self._endpoint.saved_syn)
 
     # --- the tasks ---
 

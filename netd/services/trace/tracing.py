@@ -129,10 +129,10 @@ class ClientTrace:
             mute=self._rounds.mute(),
         )
         number = self.round
-        # the tracer has such a limit too, and keeps order by it; this one bounds the descriptors that carriers hold
+        # the tracer has such a limit too, with a queue that has an end; here clients wait for as long as it takes
         async with self._shared.rounds_at_once:
-            with self._session.carrier() as carrier:
-                path = await self._shared.tracer.trace(carrier, options, partial(self._hop, number))
+            carrier = self._session.carrier()
+            path = await self._shared.tracer.trace(carrier, options, partial(self._hop, number))
         self._rounds.add(path)
         self._shared.counters.round(path)
         self._shared.probes += path.probes
