@@ -96,6 +96,8 @@ def _needs(access: Access) -> Callable[[Request], Awaitable[Caller]]:
                 + _ADVICE[access]
             )
         if access is Access.WRITE:
+            # whole, even where the route wants no body: half a request must not be carried out
+            await request.body()
             log.info("write request", **what, **peer)
         return caller
 

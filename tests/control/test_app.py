@@ -166,3 +166,20 @@ async def test_a_pipelined_write_by_hand_is_answered(tmp_path):
         assert (await peer.response("POST")).status == 200
         assert (await peer.response()).status == 200
         await peer.stream.aclose()
+
+
+@pytest.mark.parametrize(
+    "half",
+    [
+        b"Content-Length: 50\r\n\r\n{",
+        b"Transfer-Encoding: chunked\r\n\r\n10\r\n{",
+    ],
+)
+async def test_half_a_request_is_not_carried_out(tmp_path, half):
+    async with daemon(tmp_path / "s", own_uid=os.geteuid()) as (host, _):
+        async with await trio.open_unix_socket(str(tmp_path / "s")) as peer:
+            await peer.send_all(b"POST /v1/services/trace/stop HTTP/1.1\r\nHost: x\r\n" + half)
+            await peer.send_eof()
+            answer = b"".join([chunk async for chunk in peer])
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert host.asked == []
