@@ -8,6 +8,7 @@ Rules: nothing secret is sent, so the certificate is not verified; replies are r
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 from typing import TYPE_CHECKING, Literal
@@ -88,13 +89,14 @@ class OutgoingCarrier:
 
 async def open_carrier(host: str, port: int, *, send: Literal["auto", "http", "tls"] = "auto") -> OutgoingCarrier:
     """Connect (RFC 8305, happy eyeballs) and, for TLS, shake hands. OSError when that fails or takes too long."""
+    where = f"{host} port {port}"
     tls = send == "tls" or (send == "auto" and port in _TLS_PORTS)
     try:
         with trio.fail_after(_PATIENCE):
-            transport = await trio.open_tcp_stream(host, port)
-            if not tls:
-                return OutgoingCarrier(transport, host)
+            transport = await _connect(host, port, where)
             try:
+                if not tls:
+                    return OutgoingCarrier(transport, host)
                 stream = trio.SSLStream(transport, _anonymous(), server_hostname=host, https_compatible=True)
                 await stream.do_handshake()
                 return OutgoingCarrier(stream, host)
@@ -102,9 +104,30 @@ async def open_carrier(host: str, port: int, *, send: Literal["auto", "http", "t
                 await trio.aclose_forcefully(transport)
                 raise
     except trio.TooSlowError:
-        raise OSError(f"cannot connect to {host} port {port}: no answer in {_PATIENCE:g} s") from None
+        raise OSError(f"cannot connect to {where}: no answer in {_PATIENCE:g} s") from None
     except trio.BrokenResourceError as error:
-        raise OSError(f"cannot shake hands with {host} port {port}: {error.__cause__ or error}") from error
+        raise OSError(f"cannot shake hands with {where}: {error.__cause__ or error}") from error
+
+
+async def _connect(host: str, port: int, where: str) -> trio.SocketStream:
+    try:
+        return await trio.open_tcp_stream(host, port)
+    except socket.gaierror as error:
+        raise OSError(f"cannot look up {host!r}: {error.strerror}") from error
+    except UnicodeError as error:
+        raise OSError(f"cannot look up {host!r}: it is no host name") from error
+    except OSError as error:
+        # trio says only that all attempts failed; what each one met is in the group behind it
+        group = error.__cause__
+        alone = [error]
+        met = (
+            [one for one in group.exceptions if isinstance(one, OSError)]
+            if isinstance(group, ExceptionGroup)
+            else alone
+        )
+        # (trio puts the address before the reason: "Error connecting to (...): Connection refused")
+        whys = dict.fromkeys(os.strerror(one.errno).lower() if one.errno else str(one) for one in met)
+        raise OSError(f"cannot connect to {where}: {', '.join(whys)}") from error
 
 
 def _anonymous() -> ssl.SSLContext:

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import structlog
 import trio
 
 from netd.net.linux import (
@@ -53,10 +54,13 @@ if TYPE_CHECKING:
 OpenSocket = Callable[[int, int, int], socket.socket]
 """(family, type, protocol) -> socket, as `socket.socket` is."""
 
+log = structlog.get_logger("netd.net")
+
 _RECEIVE_BUFFER = 1 << 20
 _BATCH = 256
 """Packets taken in a row before other tasks get their turn."""
 _LONGEST = 1500
+_PAUSE = 0.1
 _LINGER = 10.0
 """Seconds for which a port stays in the filters after its last trace."""
 _MOST_LINGERING = 64
@@ -135,7 +139,10 @@ class Receivers:
             old = trio.current_time() - _LINGER
             self._lingering = {port: since for port, since in self._lingering.items() if since > old}
             if len(self._lingering) < before:
-                self._filter()
+                try:
+                    self._filter()
+                except OSError as error:  # ENOMEM: the filters still name too many ports, which costs a little time
+                    log.warning("cannot narrow the filters", why=error.strerror)
 
     def send(self, packet: bytes, to: tuple[str, int] | tuple[str, int, int, int]) -> None:
         """One packet with its IP header. Raises OSError when the kernel does not take it (no route, firewall, full)."""
@@ -180,7 +187,14 @@ async def _receive(
                 packet, ancillary, _, sender = sock.recvmsg(_LONGEST, 256)
             except BlockingIOError:
                 break
-            take(packet, ancillary, sender)
+            except OSError as error:  # of the network, not of ours: a device that goes down is told here once
+                log.warning("cannot receive answers to probes for a moment", why=error.strerror)
+                await trio.sleep(_PAUSE)
+                break
+            try:
+                take(packet, ancillary, sender)
+            except Exception:  # anybody can send us a packet: none of them may end tracing for all
+                log.exception("cannot take in a packet", packet=packet[:64].hex())
 
 
 def _empty(sock: socket.socket) -> None:

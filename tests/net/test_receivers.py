@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from netd.net import receivers
 from netd.net.receivers import Receivers
@@ -109,3 +111,43 @@ def test_without_permission_everything_opened_is_closed_again(namespace):
         Receivers(v6=False, open_socket=open_socket)
     assert len(opened) == 2
     assert [sock.fileno() for sock in opened] == [-1, -1]
+
+
+async def test_a_packet_that_cannot_be_taken_in_ends_nothing(nursery):
+    """And an error of the network is a pause."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    taken = []
+
+    class Flaky:
+        def __init__(self):
+            self.errors = [OSError(errno.ENETDOWN, "Network is down")]
+
+        def fileno(self):
+            return ours.fileno()
+
+        def recvmsg(self, *sizes):
+            if self.errors:
+                raise self.errors.pop()
+            return ours.recvmsg(*sizes)
+
+    def take(packet, ancillary, sender):
+        if packet == b"odd":
+            raise IndexError("a bug")
+        taken.append(packet)
+        arrived.set()
+
+    with ours, theirs:
+        ours.setblocking(False)
+        arrived = trio.Event()
+        theirs.send(b"odd")
+        theirs.send(b"good")
+        with capture_logs() as logs:
+            nursery.start_soon(receivers._receive, Flaky(), take)
+            with trio.fail_after(20):
+                await arrived.wait()
+        nursery.cancel_scope.cancel()
+    assert taken == [b"good"]
+    assert [line["event"] for line in logs] == [
+        "cannot receive answers to probes for a moment",
+        "cannot take in a packet",
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 import subprocess
@@ -9,7 +10,7 @@ import subprocess
 import pytest
 import trio
 
-from netd.net.outgoing import OutgoingCarrier
+from netd.net.outgoing import OutgoingCarrier, open_carrier
 from netd.net.path import TraceOptions
 from tests.support.lab import Lab, why_not
 from tests.support.tracing import addresses, tracer_in
@@ -136,3 +137,17 @@ async def test_closing_twice_is_fine(lab, far_server):
         await carrier.aclose()
         path = await tracer.trace(carrier)
     assert path.reason == "closed"
+
+
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [
+        ("a..b", "cannot look up 'a..b': it is no host name"),
+        (".example.org", "cannot look up"),
+        ("x" * 70 + ".example", "cannot look up"),
+        ("127.0.0.1", "cannot connect to 127.0.0.1 port 1: connection refused"),
+    ],
+)
+async def test_what_is_wrong_with_a_target_is_said(host, why):
+    with pytest.raises(OSError, match=re.escape(why)):
+        await open_carrier(host, 1)
