@@ -214,7 +214,10 @@ class Daemon:
         from netd.services.trace import api as trace_api
 
         return [
-            ("/trace", trace_api.router(lambda: self.service("trace"), self._tracer, self._store)),
+            (
+                "/trace",
+                trace_api.router(lambda: self.service("trace"), self._tracer, self._store, lambda: self.settings.trace),
+            ),
         ]
 
     def _longest_stop(self) -> float:

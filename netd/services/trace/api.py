@@ -2,13 +2,20 @@
 
 Thin: what is shown comes from the running generation (looked up for every request), the history and the tracer; the
 last two work with the trace service stopped. Addresses of private hops are never withheld here.
+
+A trace to a target:
+- goes by [trace] (method, attempts, per_ttl_timeout_ms; max_hops is the most that may be asked for), but shares no hops
+  with other traces: an operator asks what this very path is like now;
+- connects anew for the next round when the server has closed the connection after its reply. `connections` in the
+  events says how many there were; what ends a trace before `rounds_wanted` is the `reason` of `done`;
+- always ends with `done` or `error`, unless its reader or the daemon goes away.
 """
 
 # no `from __future__ import annotations`: FastAPI evaluates the routes' annotations, which name things of this function
 import ipaddress
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict
 from functools import partial
 from time import time
@@ -19,12 +26,14 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from netd.errors import Conflict, ControlError, NetdError, NotFound, ServiceError
+from netd.net import path as trace_path
 from netd.net.asgi import Receive, Scope, Send
-from netd.net.path import Hop, TraceOptions
+from netd.net.path import Carrier, Hop, TraceOptions
 from netd.net.rest import EventStream, Read, RequestBody, ServerEvent, Write
 from netd.net.tracer import Tracer
 from netd.runtime.store import Store
 from netd.services.trace import protocol
+from netd.services.trace.config import TraceConfig
 from netd.services.trace.history import MAX_LIST, History, Record
 from netd.services.trace.ids import IDS, PATTERN
 from netd.services.trace.rounds import Rounds
@@ -35,6 +44,7 @@ from netd.services.trace.tracing import FINAL
 _WAITING_EVENTS = 128
 """For a reader that is slow; a round has at most 33."""
 _TARGET = re.compile(r"(?:\[(?P<v6>[^\]\s]+)\]|(?P<host>[^\s:/\[\]]+))(?::(?P<port>\d{1,5}))?\Z")
+_HOST = re.compile(r"(?=.{1,254}\Z)[a-z0-9_][a-z0-9_-]{0,62}(\.[a-z0-9_][a-z0-9_-]{0,62})*\.?\Z", re.IGNORECASE)
 _DEFAULT_PORT = 443
 
 _Events = trio.MemorySendChannel[ServerEvent | NetdError]
@@ -98,13 +108,19 @@ class RunRequest(RequestBody):
     rounds: Annotated[int, Field(ge=1, le=1000)] = 1
     interval: Annotated[float, Field(ge=0.2, le=60, allow_inf_nan=False)] = 1.0
     """Seconds from the start of one round to the start of the next."""
-    max_hops: Annotated[int, Field(ge=1, le=32)] = 30
+    max_hops: Annotated[int | None, Field(ge=1, le=32)] = None
+    """At most trace.max_hops, which holds where this is left out too."""
     send: Literal["auto", "http", "tls"] = "auto"
     """What is written into the connection: a plain request, or one inside TLS."""
 
 
-def router(service: Callable[[], TraceService | None], tracer: Tracer, store: Store) -> APIRouter:
-    """`service` gives the running generation, or None."""
+def router(
+    service: Callable[[], TraceService | None],
+    tracer: Tracer,
+    store: Store,
+    configured: Callable[[], TraceConfig] = TraceConfig,
+) -> APIRouter:
+    """`service` gives the running generation, or None; then `configured` gives the section that would hold."""
     routes = APIRouter(tags=["trace"])
     history = History(store)
 
@@ -168,7 +184,9 @@ def router(service: Callable[[], TraceService | None], tracer: Tracer, store: St
     async def run_trace(request: RunRequest, caller: Write) -> EventStream:
         """Trace to a target; events hop, round and done as they come. Ends with its client."""
         host, port = parse_target(request.target)
-        return TraceStream(partial(_run, request, host, port, tracer, history))
+        generation = service()
+        config = configured() if generation is None else generation.config
+        return TraceStream(Run(request, host, port, config, tracer, history))
 
     return routes
 
@@ -183,6 +201,8 @@ def parse_target(target: str) -> tuple[str, int]:
         raise ControlError(
             f'cannot trace to {target!r}: write "example.org", "192.0.2.7:80" or "[2001:db8::1]:443"', "target"
         )
+    if match["host"] and not _is_host(match["host"]):
+        raise ControlError(f"cannot trace to {target!r}: {match['host']!r} is not a host name", "target")
     return match["v6"] or match["host"], port
 
 
@@ -191,7 +211,17 @@ def _is_ipv6(text: str) -> bool:
         ipaddress.IPv6Address(text)
     except ValueError:
         return False
-    return True
+    # what follows a % may be anything to the library
+    return text.isascii() and text.isprintable() and " " not in text
+
+
+def _is_host(text: str) -> bool:
+    """A host name (RFC 1123 section 2.1, underscores as they are used; other scripts by IDNA), or an IPv4 address."""
+    try:
+        name = text.encode("idna").decode("ascii")
+    except UnicodeError:  # an empty label, or one above 63 characters
+        return False
+    return _HOST.match(name) is not None
 
 
 class TraceStream(EventStream):
@@ -215,6 +245,9 @@ class TraceStream(EventStream):
                 await self._work(into)
             except NetdError as error:
                 await into.send(error)
+            except (OSError, ValueError) as error:  # UnicodeError is a ValueError
+                # the reader waits for a last event; without one it could not tell this from a cut connection
+                await into.send(ServiceError("trace", f"cannot finish the trace: {_why(error)}"))
 
 
 async def _relay(events: trio.MemoryReceiveChannel[ServerEvent | NetdError]) -> AsyncGenerator[ServerEvent, None]:
@@ -224,29 +257,94 @@ async def _relay(events: trio.MemoryReceiveChannel[ServerEvent | NetdError]) -> 
         yield event
 
 
-async def _run(request: RunRequest, host: str, port: int, tracer: Tracer, history: History, into: _Events) -> None:
-    """The rounds of an operator's trace, as events. Raises NetdError when the target cannot be reached."""
-    await history.open()
-    trace_id, rounds, reason = IDS.new(), Rounds(), "closed"
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    try:
-        async with await tracer.open_carrier(host, port, send=request.send) as carrier:
-            while True:
-                begun = trio.current_time()
-                options = TraceOptions(max_hops=request.max_hops, mute=rounds.mute())
-                path = await tracer.trace(carrier, options, partial(_tell_hop, into, trace_id, len(rounds) + 1))
-                rounds.add(path)
-                await into.send(_findings("round", trace_id, address, rounds))
-                if len(rounds) >= request.rounds or path.reason in FINAL:
-                    break
-                await trio.sleep_until(begun + request.interval)
-        reason = rounds.summary().reason or reason
-    except OSError as error:
-        raise ServiceError("trace", f"cannot trace to {address}: {(error.strerror or str(error)).lower()}") from None
-    finally:
-        if len(rounds):
-            history.add(Record(trace_id, time(), None, address, reason, rounds.summary(), rounds.rows(), {}))
-    await into.send(_findings("done", trace_id, address, rounds))
+class Run:
+    """A trace for an operator: its rounds, as events. Called once."""
+
+    def __init__(
+        self, request: RunRequest, host: str, port: int, config: TraceConfig, tracer: Tracer, history: History
+    ) -> None:
+        self._request = request
+        self._host, self._port = host, port
+        self._config = config
+        self._tracer = tracer
+        self._history = history
+        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._id = IDS.new()
+        self._rounds = Rounds()
+        self._connections = 0
+
+    async def __call__(self, into: _Events) -> None:
+        """Raises NetdError when the target cannot be reached at all."""
+        await self._history.open()
+        reason = "closed"
+        try:
+            async with AsyncExitStack() as stack:
+                reason = await self._run(stack, into)
+        except (OSError, ValueError) as error:
+            reason = "error"
+            raise ServiceError("trace", f"cannot trace to {self._address}: {_why(error)}") from None
+        finally:
+            if len(self._rounds):
+                summary, rows = self._rounds.summary(), self._rounds.rows()
+                self._history.add(Record(self._id, time(), None, self._address, reason, summary, rows, {}))
+        await into.send(self._findings("done", reason=reason, rounds_wanted=self._request.rounds))
+
+    async def _run(self, stack: AsyncExitStack, into: _Events) -> str:
+        """All rounds; returns why they ended."""
+        rounds, wanted = self._rounds, self._request.rounds
+        carrier = await self._connect(stack)
+        while True:
+            begun = trio.current_time()
+            path = await self._round(carrier, into)
+            if _found_closed(path) and len(rounds):
+                # the server had closed the connection between two rounds
+                try:
+                    carrier = await self._connect(stack)
+                except OSError:
+                    return "closed"
+                path = await self._round(carrier, into)
+                if _found_closed(path):
+                    return "closed"
+            rounds.add(path)
+            await into.send(self._findings("round"))
+            if len(rounds) >= wanted:
+                return rounds.summary().reason or path.reason
+            if path.reason in FINAL and (path.reason != "closed" or _found_closed(path)):
+                return path.reason
+            await trio.sleep_until(begun + self._request.interval)
+
+    async def _connect(self, stack: AsyncExitStack) -> Carrier:
+        """A new connection instead of the one there was. Raises OSError."""
+        await stack.aclose()
+        carrier = await self._tracer.open_carrier(self._host, self._port, send=self._request.send)
+        self._connections += 1
+        return await stack.enter_async_context(carrier)
+
+    async def _round(self, carrier: Carrier, into: _Events) -> trace_path.Path:
+        config = self._config
+        options = TraceOptions(
+            max_hops=min(self._request.max_hops or config.max_hops, config.max_hops),
+            timeout=config.per_ttl_timeout_ms / 1000,
+            attempts=config.attempts,
+            share=False,
+            method=config.method,
+            mute=self._rounds.mute(),
+        )
+        return await self._tracer.trace(carrier, options, partial(_tell_hop, into, self._id, len(self._rounds) + 1))
+
+    def _findings(self, event: str, **more: Any) -> ServerEvent:
+        data = {"trace_id": self._id, "address": self._address, **protocol.summary_json(self._rounds.summary())}
+        hops = [protocol.row_json(row) for row in self._rounds.rows()]
+        return ServerEvent(event, {**data, "connections": self._connections, **more, "hops": hops})
+
+
+def _found_closed(path: trace_path.Path) -> bool:
+    """The connection had ended before the round began: it says nothing about the path."""
+    return path.reason == "closed" and not path.probes
+
+
+def _why(error: Exception) -> str:
+    return ((error.strerror if isinstance(error, OSError) else None) or str(error)).lower()
 
 
 def _tell_hop(into: _Events, trace_id: str, number: int, hop: Hop) -> None:
@@ -255,9 +353,3 @@ def _tell_hop(into: _Events, trace_id: str, number: int, hop: Hop) -> None:
     # a reader too slow for single hops still gets every round as a whole
     with suppress(trio.WouldBlock):
         into.send_nowait(ServerEvent("hop", message))
-
-
-def _findings(event: str, trace_id: str, address: str, rounds: Rounds) -> ServerEvent:
-    hops = [protocol.row_json(row) for row in rounds.rows()]
-    data = {"trace_id": trace_id, "address": address, **protocol.summary_json(rounds.summary()), "hops": hops}
-    return ServerEvent(event, data)

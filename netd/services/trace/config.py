@@ -108,11 +108,14 @@ class TraceConfig(Section):
     max_traces: int = live(256, ge=1, le=10_000)
     """Rounds running at once on the whole host; further ones wait for their turn."""
     probes_per_second: float = live(2000.0, ge=1, le=1_000_000)
-    """Probes of all traces on the whole host."""
+    """Probes of all traces on the whole host. A quarter of a second's worth (at least one) may go out at once, so that
+    no second has more than a quarter above this, and below 8 none has more than this. Rounds that would send more
+    wait for their probes; one whose time runs out meanwhile (below some 20 a second nearly every one) is "limited"."""
     client_interval: float = live(5.0, ge=5.0, le=86_400)
     """From the end of a client's trace to the next one it may ask for; an address earns one trace in this time."""
     address_burst: int = live(16, ge=1, le=100_000)
-    """Traces an address (or /64) may have before `client_interval` applies to it as a whole."""
+    """Traces an address (or /64) may have before `client_interval` applies to it as a whole. When it is raised, the
+    difference is there at once for addresses that have used theirs up."""
 
     # what a connection may cost
     handshake_timeout: float = live(10.0, gt=0, le=120)

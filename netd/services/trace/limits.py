@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter, OrderedDict
-from dataclasses import dataclass
+
+from netd.net.budget import Bucket
 
 MAX_ADDRESSES = 16_384
 """Addresses in the table of turns, about 200 bytes each."""
@@ -30,26 +31,6 @@ def address_key(address: str) -> str:
     return str(ip)
 
 
-@dataclass(slots=True)
-class Bucket:
-    """A token bucket that may be overdrawn. `tokens` are as of `stamp`."""
-
-    tokens: float
-    stamp: float
-
-    def refill(self, now: float, rate: float, burst: float) -> None:
-        """Earn `rate` tokens a second up to `burst`. A clock that stands still or goes back earns nothing."""
-        if now > self.stamp:
-            self.tokens += (now - self.stamp) * rate
-            self.stamp = now
-        self.tokens = min(self.tokens, burst)
-
-    def spend(self, amount: float, rate: float) -> float:
-        """Take `amount`; returns the seconds until the bucket has made up for it, 0 if it had that much."""
-        self.tokens -= amount
-        return max(0.0, -self.tokens / rate)
-
-
 class Turns:
     """The turns to be traced of every address, most recently used last."""
 
@@ -63,9 +44,12 @@ class Turns:
         return len(self._buckets)
 
     def configure(self, *, interval: float, burst: int) -> None:
-        """Change both from now on; what was used stays used."""
+        """Change both from now on; what was used stays used, and a larger burst is there for every address at once."""
+        more = burst - self._burst
         self._interval = interval
         self._burst = burst
+        for bucket in self._buckets.values():
+            bucket.tokens = min(bucket.tokens + max(0, more), float(burst))
 
     def reserve(self, key: str, now: float) -> float:
         """Take the next turn of `key`, and return the seconds until it comes."""
@@ -73,13 +57,7 @@ class Turns:
 
     def take(self, key: str, now: float) -> float:
         """Take a turn if there is one now and return 0; otherwise take none and return the seconds until there is."""
-        bucket = self._bucket(key, now)
-        missing = 1.0 - bucket.tokens
-        # a refill that should have come to exactly one token may fall short by rounding
-        if missing > 1e-9:
-            return missing * self._interval
-        bucket.tokens -= 1.0
-        return 0.0
+        return self._bucket(key, now).draw(1.0 / self._interval)
 
     def give_back(self, key: str, now: float) -> None:
         """A reserved turn that was not used."""

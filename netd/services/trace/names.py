@@ -3,15 +3,18 @@
 Rules:
 - a trace never waits for a name: `Names.ask` answers from the cache or remembers who wants to know, and returns;
 - look-ups run in threads, `WORKERS` at once, each abandoned after `TIMEOUT`; at most `QUEUE` addresses wait, more are
-  not looked up this time; the cache is bounded, names expire after an hour, failures after ten minutes;
+  not looked up this time; the cache is bounded, names expire after an hour, failures after ten minutes. A thread that
+  was abandoned is still busy: an address for which none became free is no failure, a later trace asks for it again;
 - a name is what somebody else wrote: what is no host name is dropped, so that no terminal or page has to fear it;
-- the AS table is a local file mapped into memory: no look-up leaves the machine.
+- the AS table is a local file read into memory: no look-up leaves the machine, and a file that is cut short in place
+  cannot end the daemon (a mapped one would, by SIGBUS).
 """
 
 from __future__ import annotations
 
 import re
 import socket
+import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
@@ -92,9 +95,20 @@ class Names:
     async def _worker(self) -> None:
         async for addr in self._queue:
             name: str | None = None
+            begun = threading.Event()
             with trio.move_on_after(TIMEOUT):
-                name = await trio.to_thread.run_sync(self._resolve, addr, abandon_on_cancel=True, limiter=self._threads)
-            self._learn(addr, name)
+                name = await trio.to_thread.run_sync(
+                    self._look_up, addr, begun, abandon_on_cancel=True, limiter=self._threads
+                )
+            if begun.is_set():
+                self._learn(addr, name)
+            else:
+                self._wanting.pop(addr, None)
+
+    def _look_up(self, addr: str, begun: threading.Event) -> str | None:
+        """In a thread."""
+        begun.set()
+        return self._resolve(addr)
 
     def _learn(self, addr: str, name: str | None) -> None:
         # many resolvers answer with the address itself for want of a name
@@ -163,6 +177,9 @@ def open_systems(path: Path | None) -> Systems | None:
             f'cannot use trace.asn {str(path)!r}: maxminddb is not installed; install netd with its "asn" extra',
         ) from None
     try:
-        return Systems(maxminddb.open_database(path))
-    except (OSError, ValueError, maxminddb.InvalidDatabaseError) as error:
+        return Systems(maxminddb.open_database(path, maxminddb.MODE_MEMORY))
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise PrepareFailed("trace", f"cannot open the AS database {path}: {why}") from None
+    except (ValueError, maxminddb.InvalidDatabaseError) as error:
         raise PrepareFailed("trace", f"cannot use trace.asn {str(path)!r}: {error}") from None

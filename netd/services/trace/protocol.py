@@ -14,6 +14,8 @@ Rules:
 - what is not understood is answered by `error` and costs nothing else; unknown fields of a known type are ignored;
 - keys are snake_case, types are as the table has them; times are milliseconds; values that are None are left out, but
   for a hop's ip, router and rtt_ms;
+- a row of `round` and `clientDone` counts rounds == answered + lost + limited + silent (rounds.py says which is which);
+  loss_percent is lost of answered + lost, null for a router that never answers;
 - ip and router are the same address: "router" is its older name;
 - a private hop's address is withheld (ip and router null, "private": true) unless the configuration reveals it, and
   so is everything that could tell it: its name, its AS and its MPLS labels.
@@ -259,6 +261,7 @@ def row_json(row: HopRow, *, reveal_private: bool = True) -> Message:
         "answered": row.answered,
         "lost": row.lost,
         "limited": row.limited,
+        "silent": row.silent,
         "loss_percent": None if row.loss_percent is None else round(row.loss_percent, 2),
         **times_json(row.rtt),
     } | _known(

@@ -5,10 +5,14 @@
 Rules:
 - the unit of loss is a round at a TTL, all its attempts unanswered; single attempts are not told apart;
 - an unanswered TTL counts as lost only where nothing shows that the packet went on. It went on when, in the same round,
-  a farther hop or the client itself answered (an answer borrowed from another trace shows nothing), or when the tracer
-  says `limited`: then the router forwarded but did not answer, which is ICMP rate limiting (RFC 1812 section 4.3.2.8,
-  RFC 4443 section 2.4 f) or a policy of silence. Such rounds are counted as `limited` and stay out of the loss;
-- a hop that never answered and was always passed has no loss figure (None), rather than 0 or 100 %;
+  a farther hop or the client itself answered (an answer borrowed from another trace shows nothing). Then the router
+  forwarded but did not answer, and whether it ever does tells why:
+    limited  the tracer says so, or the TTL answered in another round, earlier or later, or for another client: ICMP
+             rate limiting (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 f);
+    silent   it has never answered anybody we know of: a policy of silence;
+- limited and silent rounds stay out of the loss. A TTL that never answered but was passed at least once has no loss at
+  all: its rounds are all silent, those in which nothing behind it answered too, and loss_percent is None, rather than
+  0 or 100 %. One that never answered and was never passed is lost, 100 %;
 - jitter is the mean absolute difference of successive answered times, the |D| of RFC 3550 section 6.4.1 averaged
   plainly: its 1/16 smoothing would need dozens of rounds to say anything;
 - times are milliseconds, loss is percent. Pure: no clock, no I/O.
@@ -48,7 +52,7 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class HopRow:
-    """One TTL over all rounds. rounds == answered + lost + limited."""
+    """One TTL over all rounds. rounds == answered + lost + limited + silent."""
 
     ttl: int
     kind: HopKind
@@ -65,7 +69,11 @@ class HopRow:
     """Of the answered, those learnt for another client."""
     lost: int
     limited: int
+    """Passed without an answer, by a router that answers at other times or to others."""
+    silent: int
+    """Passed without an answer, by a router that never gave one."""
     loss_percent: float | None
+    """lost of answered + lost; None where both are 0."""
     rtt: Times
     reply_ttl: int | None
     nat: bool
@@ -143,8 +151,12 @@ class _Row:
     more: int = 0
     answered: int = 0
     shared: int = 0
-    lost: int = 0
+    unanswered: int = 0
+    """Rounds without an answer here or anywhere behind."""
     limited: int = 0
+    """Rounds that the tracer itself called limited."""
+    passed: int = 0
+    """Other rounds without an answer here, but with one from behind."""
     silent_now: bool = False
     rtt: _Times = field(default_factory=_Times)
     reply_ttl: int | None = None
@@ -173,19 +185,25 @@ class _Row:
         self.next_mtu = hop.next_mtu if hop.next_mtu is not None else self.next_mtu
 
     def view(self, ttl: int) -> HopRow:
-        counted = self.answered + self.lost
+        lost, limited, silent = self.unanswered, self.limited, 0
+        if self.answered or self.limited:
+            limited += self.passed
+        elif self.passed:
+            lost, silent = 0, self.passed + self.unanswered
+        counted = self.answered + lost
         return HopRow(
             ttl=ttl,
             kind=self.kind,
             router=max(self.addresses, key=self.addresses.__getitem__) if self.addresses else None,
             addresses=tuple(self.addresses.items()),
             more_addresses=self.more,
-            rounds=counted + self.limited,
+            rounds=counted + limited + silent,
             answered=self.answered,
             shared=self.shared,
-            lost=self.lost,
-            limited=self.limited,
-            loss_percent=100.0 * self.lost / counted if counted else None,
+            lost=lost,
+            limited=limited,
+            silent=silent,
+            loss_percent=100.0 * lost / counted if counted else None,
             rtt=self.rtt.view(),
             reply_ttl=self.reply_ttl,
             nat=self.nat,
@@ -238,10 +256,12 @@ class Rounds:
             row.silent_now = hop.addr is None
             if hop.addr is not None:
                 row.answer(hop, hop.addr)
-            elif hop.limited or hop.ttl < farthest:
+            elif hop.limited:
                 row.limited += 1
+            elif hop.ttl < farthest:
+                row.passed += 1
             else:
-                row.lost += 1
+                row.unanswered += 1
 
     def add_pong(self, rtt_ms: float) -> None:
         """The answer to a round's protocol ping, whenever it came."""

@@ -162,6 +162,11 @@ class TraceService:
         self._shared.config = config
         self._apply(config)
 
+    @property
+    def config(self) -> TraceConfig:
+        """As it is now."""
+        return self._shared.config
+
     def snapshot(self) -> TraceSnapshot:
         config, tracer = self._shared.config, self._shared.tracer
         chosen = config.method if config.method != "auto" else next(iter(tracer.methods), "none")
@@ -178,6 +183,7 @@ class TraceService:
                 "clients_per_address": config.clients_per_address,
                 "max_traces": config.max_traces,
                 "probes_per_second": config.probes_per_second,
+                "probes_at_once": tracer.limits.at_once,
                 "client_interval": config.client_interval,
                 "address_burst": config.address_burst,
             },
@@ -219,11 +225,11 @@ class TraceService:
         self._history.configure(config.history)
         reason = shared.tracer.unprivileged_reason
         if reason is not None and config.method in ("auto", "tcp"):
+            # the tracer's sentence ends with what to do about it, which has a place of its own here
+            message, _, grant = reason.partition("; ")
+            meanwhile = "traces use a flow of their own" if config.method == "auto" else "traces end at once"
             self._context.health.warn(
-                "unprivileged",
-                reason,
-                advice="grant CAP_NET_RAW (AmbientCapabilities=CAP_NET_RAW in the unit); until then traces "
-                + ("use a flow of their own" if config.method == "auto" else "end at once"),
+                "unprivileged", message, advice=f"{grant}; until then {meanwhile}" if grant else f"for now {meanwhile}"
             )
         else:
             self._context.health.clear("unprivileged")

@@ -80,10 +80,13 @@ class ScriptedTracer:
         self.options: list[TraceOptions] = []
         self.saved_syns: list[bytes] = []
         self.peers: list[Any] = []
+        self.sockets: list[socket.socket] = []
         self.running = 0
         self.most_running = 0
         self.cancelled = 0
         self.targets: list[tuple[str, int, str]] = []
+        self.most_connections = math.inf
+        """Of those that `open_carrier` makes."""
         self.begun = trio.Event()
         self._carries = carries
         self._hold = hold
@@ -96,6 +99,7 @@ class ScriptedTracer:
     ) -> Path:
         self.options.append(options)
         self.saved_syns.append(carrier.saved_syn)
+        self.sockets.append(carrier.socket)
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         try:
@@ -140,8 +144,10 @@ class ScriptedTracer:
     async def open_carrier(self, host: str, port: int, *, send: str = "auto") -> Any:
         self.targets.append((host, port, send))
         await trio.lowlevel.checkpoint()
-        if host == "refused.test":
+        if host == "refused.test" or len(self.targets) > self.most_connections:
             raise ConnectionRefusedError(111, "Connection refused")
+        if host == "strange.test":
+            raise UnicodeError("label too long")
         return _Outgoing()
 
 

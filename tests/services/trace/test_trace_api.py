@@ -16,6 +16,7 @@ from netd.net.path import MplsLabel
 from netd.net.rest import Access, Caller, known_query, render_errors, set_caller
 from netd.runtime.store import open_store
 from netd.services.trace import api
+from netd.services.trace.config import TraceConfig
 from netd.services.trace.history import History
 from netd.wire.sse import SseParser
 from tests.services.trace.lab import PATIENCE, ROUTE, House, ScriptedTracer, eventually, hop, path, serving
@@ -35,7 +36,9 @@ class Api:
         self.running = running
         app = FastAPI(dependencies=[Depends(known_query)])
         render_errors(app)
-        app.include_router(api.router(lambda: self.running, tracer, store), prefix="/v1/trace")
+        self.configured = TraceConfig()
+        routes = api.router(lambda: self.running, tracer, store, lambda: self.configured)
+        app.include_router(routes, prefix="/v1/trace")
         self.app = app
         self.access = Access.WRITE
 
@@ -189,6 +192,7 @@ async def test_a_run_works_with_the_service_stopped() -> None:
         assert tracer.targets == [("example.test", 80, "http")]
         assert [options.max_hops for options in tracer.options] == [9, 9]
         assert tracer.options[1].mute == {2}
+        assert (done["rounds_wanted"], done["connections"]) == (2, 1)
         (record,) = (await http.get("/traces")).json()["traces"]
         assert (record["id"], record["client_id"], record["address"]) == (done["trace_id"], None, "example.test:80")
 
@@ -230,6 +234,88 @@ async def test_what_cannot_be_run_is_refused_before_anything_is_sent(body: dict[
         assert response.status_code in (400, 422)
         assert response.json()["error"]["message"].startswith("cannot ")
         assert tracer.targets == []
+
+
+GONE = path(reason="closed", dest_ttl=None, dest_rtt_ms=None, probes=0)
+"""What a round finds in a connection that the other end had closed."""
+
+
+async def run(http: httpx.AsyncClient, **body: Any) -> list[tuple[str, dict[str, Any]]]:
+    body = {"target": "example.test", "interval": 0.2, **body}
+    return events_of((await http.post("/run", json=body)).content)
+
+
+async def test_a_run_connects_anew_when_the_server_closed_after_its_reply() -> None:
+    short = path(hop(1, "192.0.2.1"))
+    tracer = ScriptedTracer(short, GONE, short, GONE, short)
+    async with stopped(tracer) as (_, http):
+        events = await run(http, rounds=3)
+        assert [(data["rounds"], data["connections"]) for name, data in events if name == "round"] == [
+            (1, 1),
+            (2, 2),
+            (3, 3),
+        ]
+        name, done = events[-1]
+        assert (name, done["reason"], done["rounds"], done["rounds_wanted"]) == ("done", "destination", 3, 3)
+        assert done["hops"][0]["answered"] == 3
+        assert len(tracer.targets) == 3
+
+
+async def test_a_round_that_was_cut_short_counts_and_the_next_has_a_connection_of_its_own() -> None:
+    cut = path(hop(1, "192.0.2.1"), hop(2, None), reason="closed", dest_ttl=None, dest_rtt_ms=None)
+    tracer = ScriptedTracer(cut, GONE, path(hop(1, "192.0.2.1"), hop(2, "192.0.2.2")))
+    async with stopped(tracer) as (_, http):
+        _, done = (await run(http, rounds=2))[-1]
+        assert (done["reason"], done["rounds"], done["connections"]) == ("destination", 2, 2)
+
+
+@pytest.mark.parametrize("most", [1, 5])
+async def test_a_run_that_cannot_go_on_says_so(most: int) -> None:
+    tracer = ScriptedTracer(ROUTE, GONE)  # refused at the next connection, or closed as soon as it is open
+    tracer.most_connections = most
+    async with stopped(tracer) as (_, http):
+        events = await run(http, rounds=3)
+        name, done = events[-1]
+        assert (name, done["reason"], done["rounds"], done["rounds_wanted"]) == ("done", "closed", 1, 3)
+        assert len(tracer.targets) == 2
+        (record,) = (await http.get("/traces")).json()["traces"]
+        assert record["reason"] == "closed"
+
+
+async def test_a_first_connection_that_is_closed_at_once_is_not_tried_again() -> None:
+    tracer = ScriptedTracer(GONE)
+    async with stopped(tracer) as (_, http):
+        events = await run(http, rounds=3)
+        assert [name for name, _ in events] == ["round", "done"]
+        assert (events[-1][1]["reason"], len(tracer.targets)) == ("closed", 1)
+
+
+async def test_a_run_goes_by_the_configuration_and_shares_nothing() -> None:
+    fields = {"method": "udp", "attempts": 1, "per_ttl_timeout_ms": 300, "max_hops": 12}
+    for body, hops in (({}, 12), ({"max_hops": 7}, 7), ({"max_hops": 32}, 12)):
+        tracer = ScriptedTracer()
+        async with running(tracer, **fields) as (_, _, http):
+            await run(http, **body)
+        async with stopped(tracer) as (api_, http):
+            api_.configured = TraceConfig(**fields)
+            await run(http, **body)
+        for options in tracer.options:
+            assert (options.method, options.attempts, options.timeout) == ("udp", 1, 0.3)
+            assert (options.max_hops, options.share) == (hops, False)
+        assert len(tracer.options) == 2
+
+
+async def test_whatever_fails_ends_the_stream_with_an_error() -> None:
+    async with stopped() as (_, http):
+        ((name, data),) = await run(http, target="strange.test")
+        assert (name, data["error"]["message"]) == ("error", "cannot trace to strange.test:443: label too long")
+    for failure in (OSError(105, "No buffer space available"), ValueError("embedded null byte")):
+        async with stopped(ScriptedTracer(ROUTE, failure)) as (_, http):
+            events = await run(http, rounds=2)
+            assert [name for name, _ in events][-2:] == ["round", "error"]
+            assert events[-1][1]["error"]["message"].startswith("cannot trace to example.test:443: ")
+            (record,) = (await http.get("/traces")).json()["traces"]
+            assert record["reason"] == "error"
 
 
 async def test_a_run_needs_write_access() -> None:
@@ -291,6 +377,8 @@ async def test_a_draining_front_door_ends_a_run() -> None:
         ("2001:db8::1", "2001:db8::1", 443),
         ("[2001:db8::1]", "2001:db8::1", 443),
         ("[fe80::1%eth0]:8080", "fe80::1%eth0", 8080),
+        ("b\u00fccher.example:80", "b\u00fccher.example", 80),
+        ("_dmarc.example.org.", "_dmarc.example.org.", 443),
     ],
 )
 def test_targets(target: str, host: str, port: int) -> None:
@@ -302,6 +390,33 @@ def test_targets_that_are_none(target: str) -> None:
     with pytest.raises(ControlError, match="cannot trace to") as caught:
         api.parse_target(target)
     assert caught.value.path == "target"
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "a..b",
+        ".example.org",
+        "x" * 70,
+        "-x",
+        "a.-b",
+        "a\\b",
+        "a;b",
+        ".",
+        "b\u00fccher..example",
+        ".".join(["x" * 60] * 5),
+    ],
+)
+def test_targets_that_are_no_host_names(host: str) -> None:
+    with pytest.raises(ControlError, match=r"^cannot trace to .* is not a host name$") as caught:
+        api.parse_target(f"{host}:80")
+    assert caught.value.path == "target"
+
+
+def test_a_zone_cannot_carry_anything_else() -> None:
+    for zone in ("a\r\nX-Evil: 1", "a b", "\x00", "\u00fc"):
+        with pytest.raises(ControlError, match="cannot trace to"):
+            api.parse_target(f"fe80::1%{zone}")
 
 
 async def test_both_share_one_history() -> None:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from netd.services.trace.notices import ClientGone
-from tests.services.trace.lab import House, eventually, frame, handshake, read_all, serving
+from tests.services.trace.lab import House, ScriptedTracer, eventually, frame, handshake, read_all, serving
 
 whole_frames = st.builds(
     frame,
@@ -161,6 +161,76 @@ async def test_frames_against_the_rules(data: bytes) -> None:
             await still_serves(house)
             await eventually(lambda: len(house.notices(ClientGone)) == 3)
     assert broken(logs) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (frame(1, b"ok", masked=False), 1002),
+        (frame(3, b"reserved opcode"), 1002),
+        (b"\xf1\x80\x00\x00\x00\x00", 1002),  # RSV bits that nobody negotiated
+        (frame(1, b"\xff\xfe not UTF-8"), 1007),
+        (frame(8, struct.pack("!H", 1000) + b"\xff"), 1007),
+    ],
+    ids=["unmasked", "opcode", "rsv", "utf-8", "utf-8 in close"],
+)
+async def test_what_breaks_the_rules_is_told_which_before_the_end(data: bytes, code: int) -> None:
+    tracer = ScriptedTracer("hang")
+    async with serving(tracer) as house:
+        stream = await house.raw()
+        await stream.send_all(handshake())
+        assert (await stream.receive_some(4096)).startswith(b"HTTP/1.1 101 ")
+        await tracer.begun.wait()  # all is written: nothing is in the way of a last frame
+        await stream.send_all(data)
+        answer = await read_all(stream)
+        close = answer.rindex(b"\x88")
+        assert len(answer) == close + 2 + answer[close + 1]
+        assert struct.unpack_from("!H", answer, close + 2) == (code,)
+
+
+async def test_a_peer_that_says_goodbye_hears_it_once() -> None:
+    async with serving(ScriptedTracer("hang")) as house:
+        stream = await house.raw()
+        await stream.send_all(handshake())
+        assert (await stream.receive_some(4096)).startswith(b"HTTP/1.1 101 ")
+        await stream.send_all(frame(8, struct.pack("!H", 1002)))
+        answer = await read_all(stream)
+        assert answer.endswith(b"\x88\x02" + struct.pack("!H", 1002))
+        assert answer.count(b"\x88\x02") == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "says"),
+    [
+        ("/", b"426 Upgrade Required", b"cannot trace a plain HTTP request: connect to / with a WebSocket client\n"),
+        ("/?q", b"426 Upgrade Required", b"cannot trace a plain HTTP request"),
+        ("/favicon.ico", b"404 Not Found", b"cannot find this page: traces are at /\n"),
+    ],
+)
+async def test_a_plain_request_is_told_what_is_here(target: str, status: bytes, says: bytes) -> None:
+    async with serving() as house:
+        stream = await house.raw()
+        await stream.send_all(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        head, _, body = (await read_all(stream)).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 " + status + b"\r\n")
+        assert (b"\r\nUpgrade: websocket\r\n" in head) is status.startswith(b"426")
+        assert b"\r\nContent-Length: %d" % len(body) in head
+        assert body.startswith(says)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        handshake().replace(b"Sec-WebSocket-Key", b"X-Key"),
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
+        b"GET / HTTP/1.1\r\nno header\r\n\r\n",
+    ],
+)
+async def test_other_bad_handshakes_are_bad_requests(head: bytes) -> None:
+    async with serving() as house:
+        stream = await house.raw()
+        await stream.send_all(head)
+        assert (await read_all(stream)).startswith(b"HTTP/1.1 400 ")
 
 
 async def test_a_reset_in_the_middle_of_everything() -> None:

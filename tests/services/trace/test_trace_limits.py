@@ -98,6 +98,20 @@ def test_a_changed_interval_holds_from_now_on() -> None:
     assert turns.take("a", 0.0) == pytest.approx(10)
 
 
+def test_a_larger_burst_is_there_at_once_for_who_has_used_the_smaller_one() -> None:
+    turns = Turns(interval=INTERVAL, burst=2)
+    assert [turns.take("a", 0.0) for _ in range(3)] == [0, 0, 5]
+    turns.configure(interval=INTERVAL, burst=4)
+    assert [turns.take("a", 0.0) for _ in range(3)] == [0, 0, 5]
+
+
+def test_a_smaller_burst_cuts_what_is_there() -> None:
+    turns = Turns(interval=INTERVAL, burst=4)
+    assert turns.take("a", 0.0) == 0
+    turns.configure(interval=INTERVAL, burst=1)
+    assert [turns.take("a", 0.0) for _ in range(2)] == [0, 5]
+
+
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from("abc")), max_size=80))
 def test_places_are_never_more_than_the_limits_and_all_come_back(events: list[tuple[bool, str]]) -> None:
     places, inside = Places(), []

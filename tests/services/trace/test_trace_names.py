@@ -5,7 +5,8 @@ from __future__ import annotations
 import builtins
 import struct
 import threading
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -14,9 +15,6 @@ from netd.errors import PrepareFailed
 from netd.services.trace import names as names_module
 from netd.services.trace.names import KEEP_FAILURE, KEEP_NAME, WORKERS, Names, open_systems
 from tests.services.trace.lab import PATIENCE, eventually
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class Resolver:
@@ -148,6 +146,28 @@ async def test_a_name_server_that_hangs_blocks_nobody_for_ever(
     await told.once()
 
 
+async def test_a_look_up_for_which_no_thread_was_free_is_no_failure(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names_module, "TIMEOUT", 0.05)
+    resolver, told = Resolver({"192.0.2.9": "r9.example"}), Told()
+    resolver.gate.clear()
+    names = Names(resolver)
+    nursery.start_soon(names.run)
+    stuck = [f"192.0.2.{n}" for n in range(WORKERS)]
+    for addr in stuck:
+        names.ask(addr, trio.current_time(), told)
+    await eventually(lambda: names._cache.keys() == set(stuck))
+    names.ask("192.0.2.9", trio.current_time(), told)
+    await eventually(lambda: not names._wanting)
+    assert "192.0.2.9" not in names._cache
+    resolver.gate.set()
+    await eventually(lambda: resolver.at_once == 0)
+    assert names.ask("192.0.2.9", trio.current_time(), told) is None
+    await told.once()
+    assert told.names == [("192.0.2.9", "r9.example")]
+
+
 def test_reverse_survives_what_the_resolver_throws(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(addr: str) -> Any:
         raise OSError("no name")
@@ -216,11 +236,28 @@ def test_systems_are_read_from_the_usual_layouts(
         systems.close()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a database" * 10, None])
-def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, content: bytes | None) -> None:
+def test_a_file_that_shrinks_in_place_cannot_hurt(tmp_path: Path) -> None:
     file = tmp_path / "asn.mmdb"
-    if content is not None:
-        file.write_bytes(content)
+    file.write_bytes(mmdb({"asn": "AS64500"}))
+    systems = open_systems(file)
+    assert systems is not None
+    file.write_bytes(b"")  # a mapping of it would be SIGBUS from here on
+    assert str(file) not in Path("/proc/self/maps").read_text()
+    assert systems.find("8.8.8.8") == (64500, None)
+    systems.close()
+
+
+def test_a_missing_file_is_said_in_words(tmp_path: Path) -> None:
+    file = tmp_path / "asn.mmdb"
+    with pytest.raises(PrepareFailed) as caught:
+        open_systems(file)
+    assert str(caught.value).endswith(f"cannot open the AS database {file}: no such file or directory")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a database" * 10])
+def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "asn.mmdb"
+    file.write_bytes(content)
     with pytest.raises(PrepareFailed, match=r"cannot use trace.asn .*asn.mmdb"):
         open_systems(file)
 

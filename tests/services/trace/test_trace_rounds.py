@@ -55,12 +55,16 @@ def test_rows_are_what_a_recount_gives(all_rounds: list[Path]) -> None:
         seen = [(one, round_) for round_ in all_rounds for one in round_.hops if one.ttl == ttl]
         answers = [one for one, _ in seen if one.addr]
         silences = [(one, round_) for one, round_ in seen if not one.addr]
-        limited = [one for one, round_ in silences if one.limited or went_past(ttl, round_)]
-        assert row.rounds == len(seen) == row.answered + row.lost + row.limited
-        assert (row.answered, row.limited) == (len(answers), len(limited))
-        assert row.shared == sum(one.kind == "shared" for one in answers)
-        counted = len(seen) - len(limited)
+        passed = [one for one, round_ in silences if one.limited or went_past(ttl, round_)]
+        if answers or any(one.limited for one, _ in silences):
+            limited, silent = len(passed), 0
+        else:
+            limited, silent = 0, len(silences) if passed else 0
+        assert row.rounds == len(seen) == row.answered + row.lost + row.limited + row.silent
+        assert (row.answered, row.limited, row.silent) == (len(answers), limited, silent)
+        counted = len(seen) - limited - silent
         assert row.loss_percent == (100 * (counted - len(answers)) / counted if counted else None)
+        assert row.shared == sum(one.kind == "shared" for one in answers)
         assert dict(row.addresses) == Counter(one.addr for one in answers)
         assert row.kind == (answers[-1].kind if answers else "silent")
         rtts = [one.rtt_ms for one in answers if one.rtt_ms is not None]
@@ -123,6 +127,31 @@ def test_a_hop_that_never_answers_has_no_loss_figure() -> None:
     rounds.add(path(hop(1, None), hop(2, "192.0.2.2")))
     row = rounds.rows()[0]
     assert (row.kind, row.router, row.loss_percent) == ("silent", None, None)
+    assert (row.silent, row.limited, row.lost) == (1, 0, 0)
+    # a round in which nothing behind it answered does not make a lossy one of it
+    rounds.add(path(hop(1, None), hop(2, None), dest_ttl=None, reason="timeout"))
+    row, behind = rounds.rows()
+    assert (row.silent, row.lost, row.loss_percent) == (2, 0, None)
+    assert (behind.lost, behind.loss_percent) == (1, 50.0)
+
+
+def test_one_answer_tells_a_limited_router_from_a_silent_one() -> None:
+    rounds = Rounds()
+    quiet = path(hop(1, None), hop(2, "192.0.2.2"))
+    rounds.add(quiet)
+    assert (rounds.rows()[0].silent, rounds.rows()[0].limited) == (1, 0)
+    rounds.add(path(hop(1, "192.0.2.1", kind="shared"), hop(2, "192.0.2.2")))
+    rounds.add(quiet)
+    row = rounds.rows()[0]
+    assert (row.answered, row.silent, row.limited, row.lost, row.loss_percent) == (1, 0, 2, 0, 0.0)
+
+
+def test_what_the_tracer_knows_of_other_clients_tells_it_too() -> None:
+    rounds = Rounds()
+    rounds.add(path(hop(1, None), hop(2, "192.0.2.2")))
+    rounds.add(path(hop(1, None, limited=True), hop(2, "192.0.2.2")))
+    row = rounds.rows()[0]
+    assert (row.limited, row.silent, row.loss_percent) == (2, 0, None)
 
 
 def test_several_addresses_of_one_ttl_are_counted_up_to_a_bound() -> None:

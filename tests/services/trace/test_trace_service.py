@@ -415,13 +415,32 @@ async def test_the_snapshot_counts() -> None:
 # --- health and live changes -----------------------------------------------------------------------------------------
 
 
+async def test_probes_a_second_bring_their_burst_and_change_live() -> None:
+    tracer = ScriptedTracer()
+    async with serving(tracer, probes_per_second=1.0) as house:
+        assert (tracer.limits.probes_per_second, tracer.limits.at_once) == (1.0, 1)
+        house.service.reconfigure(house.service.config.model_copy(update={"probes_per_second": 400.0}))
+        assert (tracer.limits.probes_per_second, tracer.limits.at_once) == (400.0, 100)
+        assert house.service.snapshot().limits["probes_at_once"] == 100
+
+
+async def test_a_larger_burst_reaches_addresses_that_used_theirs_up() -> None:
+    async with serving(address_burst=1, client_interval=1000.0) as house:
+        async with house.client() as first:
+            await first.until("clientDone")
+        house.service.reconfigure(house.service.config.model_copy(update={"address_burst": 2}))
+        async with house.client() as second:
+            assert [one["type"] for one in await second.until("clientDone")][1] == "hop"
+
+
 async def test_missing_privilege_is_a_warning_that_says_what_to_grant() -> None:
     tracer = ScriptedTracer()
-    tracer.unprivileged_reason, tracer.methods = "no CAP_NET_RAW", ("udp", "syn")
+    tracer.unprivileged_reason, tracer.methods = "cannot open raw sockets; grant CAP_NET_RAW", ("udp", "syn")
     async with serving(tracer) as house:
         (warning,) = house.health.warnings()
         assert warning.code == "trace.unprivileged"
-        assert "CAP_NET_RAW" in (warning.advice or "")
+        assert warning.message == "cannot open raw sockets"
+        assert warning.advice == "grant CAP_NET_RAW; until then traces use a flow of their own"
         assert house.service.snapshot().method == "udp"
         house.service.reconfigure(house.service._shared.config.model_copy(update={"method": "udp"}))
         assert house.health.warnings() == ()
@@ -566,3 +585,18 @@ async def test_file_descriptors_come_back() -> None:
 def test_a_notice_leaves_out_what_is_not_known() -> None:
     notice: Any = HopSeen(client_id="c", trace_id="t", round=1, ttl=3, router=None, rtt_ms=None, hop_kind="silent")
     assert notice.as_json() == {"clientId": "c", "traceId": "t", "round": 1, "ttl": 3, "kind": "silent"}
+
+
+async def test_a_carriers_socket_outlives_its_rounds_and_ends_with_the_session() -> None:
+    """The tracer looks after the socket's error queue by it, for as long as something may come (net/looped.py)."""
+    tracer = ScriptedTracer()
+    async with serving(tracer, rounds=2, interval=0.1) as house:
+        async with house.client() as client:
+            while (await client.next())["type"] != "clientDone":
+                pass
+            assert len(tracer.sockets) == 2
+            assert tracer.sockets[0] is tracer.sockets[1], "one descriptor for a session, however many rounds"
+            assert tracer.sockets[0].fileno() >= 0
+        with trio.fail_after(PATIENCE):
+            while tracer.sockets[0].fileno() >= 0:
+                await trio.lowlevel.checkpoint()

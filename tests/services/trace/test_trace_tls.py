@@ -12,7 +12,7 @@ from netd.errors import PrepareFailed
 from netd.section import Tls
 from netd.services.trace.certificates import load
 from netd.services.trace.config import TraceListen
-from tests.services.trace.lab import ScriptedTracer, eventually, handshake, read_all, serving
+from tests.services.trace.lab import ScriptedTracer, eventually, frame, handshake, read_all, serving
 from tests.services.trace.pems import FIRST_CERTIFICATE, FIRST_KEY, SECOND_CERTIFICATE, SECOND_KEY
 
 if TYPE_CHECKING:
@@ -48,6 +48,17 @@ async def test_a_trace_inside_tls(tls: Tls) -> None:
         assert done["pong_rtt_ms"] > 0
         assert house.service.clients()[0].tls is True
         assert tracer.peers[0][0] == "127.0.0.1"
+
+
+async def test_a_close_code_inside_tls(tls: Tls) -> None:
+    tracer = ScriptedTracer("hang")
+    async with serving(tracer, listen=listening(tls)) as house:
+        context = trusting(FIRST_CERTIFICATE)
+        stream = trio.SSLStream(await house.raw(), context, server_hostname="127.0.0.1", https_compatible=True)
+        await stream.send_all(handshake())
+        await tracer.begun.wait()
+        await stream.send_all(frame(1, b"\xff"))
+        assert b"\x03\xef" in await read_all(stream)  # 1007
 
 
 async def test_a_renewed_certificate_is_taken_and_old_connections_stay(tls: Tls) -> None:
