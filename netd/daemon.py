@@ -37,7 +37,7 @@ from netd.control.host import ConfigChange, ConfigCheck, ConfigView, ReloadResul
 from netd.control.scrape import service_type as metrics_service
 from netd.errors import ConfigError, Conflict, NetdError, PrepareFailed, sole
 from netd.net import http
-from netd.net.tracer import Tracer
+from netd.net.paths.tracer import Tracer
 from netd.runtime.bus import Bus, Notice
 from netd.runtime.diff import changes
 from netd.runtime.generation import Shared

@@ -13,9 +13,9 @@ import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 
-from netd.net.path import Hop, TraceOptions
-from netd.net.round import Finished, Probe, Round
-from netd.net.sharing import Ledger
+from netd.net.paths.path import Hop, TraceOptions
+from netd.net.paths.round import Finished, Probe, Round
+from netd.net.paths.sharing import Ledger
 from netd.wire.ip import pack_address
 
 LOCAL = pack_address("192.0.2.1")

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from netd.net.tracer import Tracer, TracerLimits
+from netd.net.paths.tracer import Tracer, TracerLimits
 
 
 @asynccontextmanager

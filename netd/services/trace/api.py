@@ -26,11 +26,11 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from netd.errors import Conflict, ControlError, NetdError, NotFound, ServiceError
-from netd.net import path as trace_path
 from netd.net.asgi import Receive, Scope, Send
-from netd.net.path import Carrier, Hop, TraceOptions
+from netd.net.paths import path as trace_path
+from netd.net.paths.path import Carrier, Hop, TraceOptions
+from netd.net.paths.tracer import Tracer
 from netd.net.rest import EventStream, Read, RequestBody, ServerEvent, Write
-from netd.net.tracer import Tracer
 from netd.runtime.store import Store
 from netd.services.trace import protocol
 from netd.services.trace.config import TraceConfig

@@ -59,7 +59,7 @@ class Ping:
 
 
 class PingCarrier:
-    """netd.net.path.Carrier by WebSocket pings: through TLS, and in order with everything else that is sent."""
+    """netd.net.paths.path.Carrier by WebSocket pings: through TLS, and in order with everything else that is sent."""
 
     def __init__(self, start_ping: Callable[[], Ping], sock: socket.socket, saved_syn: bytes) -> None:
         self._start_ping = start_ping

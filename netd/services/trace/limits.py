@@ -15,7 +15,7 @@ from __future__ import annotations
 import ipaddress
 from collections import Counter, OrderedDict
 
-from netd.net.budget import Bucket
+from netd.net.paths.budget import Bucket
 
 MAX_ADDRESSES = 16_384
 """Addresses in the table of turns, about 200 bytes each."""

@@ -34,7 +34,7 @@ from netd.errors import ProtocolError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from netd.net.path import Hop, MplsLabel
+    from netd.net.paths.path import Hop, MplsLabel
     from netd.services.trace.rounds import HopRow, Summary, Times
 
 MAX_PING_ID = 64

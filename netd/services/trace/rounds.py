@@ -17,7 +17,7 @@ Rules:
   plainly: its 1/16 smoothing would need dozens of rounds to say anything;
 - times are milliseconds, loss is percent. Pure: no clock, no I/O.
 
-Left out: what a round is and how it is run (netd.net.path), and who may see the addresses (protocol.py).
+Left out: what a round is and how it is run (netd.net.paths.path), and who may see the addresses (protocol.py).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from netd.net.path import HopKind, Method, MplsLabel, Reason
+from netd.net.paths.path import HopKind, Method, MplsLabel, Reason
 
 if TYPE_CHECKING:
-    from netd.net.path import Hop, Path
+    from netd.net.paths.path import Hop, Path
 
 MAX_ADDRESSES = 16
 """Addresses remembered for one TTL; more (or a forger's) are only counted."""

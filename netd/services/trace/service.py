@@ -43,7 +43,7 @@ from netd.services.trace.tracing import Shared
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from netd.net.tracer import Tracer
+    from netd.net.paths.tracer import Tracer
     from netd.runtime.service import Context
 
 TCP_SAVE_SYN = 27

@@ -8,7 +8,7 @@ Rules:
 - everything told is told without waiting (outbox, bus, store); the tracer calls back synchronously;
 - who hears of hops is `report`; who sees a private hop's address is `reveal_private` (protocol.py withholds it).
 
-Left out: when a client may be traced (session.py, limits.py) and how (netd.net.tracer).
+Left out: when a client may be traced (session.py, limits.py) and how (netd.net.paths.tracer).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import structlog
 import trio
 
 from netd.errors import NetdError
-from netd.net.path import TraceOptions
-from netd.net.tracer import Tracer
+from netd.net.paths.path import TraceOptions
+from netd.net.paths.tracer import Tracer
 from netd.runtime.bus import Bus
 from netd.runtime.health import ServiceHealth
 from netd.services.trace import protocol
@@ -39,7 +39,7 @@ from netd.services.trace.rounds import HopRow, Rounds
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from netd.net.path import Hop, Path
+    from netd.net.paths.path import Hop, Path
     from netd.services.trace.carrier import PingCarrier
     from netd.services.trace.session import Session
 

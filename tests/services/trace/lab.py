@@ -21,8 +21,8 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, connect_websocket
 from wsproto.utilities import LocalProtocolError
 
-from netd.net.path import Carrier, Hop, Path, TraceOptions
-from netd.net.tracer import TracerLimits, TracerSnapshot
+from netd.net.paths.path import Carrier, Hop, Path, TraceOptions
+from netd.net.paths.tracer import TracerLimits, TracerSnapshot
 from netd.runtime.bus import Bus, Notice
 from netd.runtime.health import Health
 from netd.runtime.listeners import Listeners

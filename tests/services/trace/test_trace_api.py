@@ -12,7 +12,7 @@ import trio
 from fastapi import Depends, FastAPI
 
 from netd.errors import ControlError
-from netd.net.path import MplsLabel
+from netd.net.paths.path import MplsLabel
 from netd.net.rest import Access, Caller, known_query, render_errors, set_caller
 from netd.runtime.store import open_store
 from netd.services.trace import api

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netd.errors import ProtocolError
-from netd.net.path import MplsLabel
+from netd.net.paths.path import MplsLabel
 from netd.services.trace import protocol
 from netd.services.trace.protocol import PingAsked, TraceAsked, is_private, parse
 from netd.services.trace.rounds import Rounds

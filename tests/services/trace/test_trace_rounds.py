@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netd.net.path import Hop, MplsLabel, Path
+from netd.net.paths.path import Hop, MplsLabel, Path
 from netd.services.trace.rounds import MAX_ADDRESSES, PROXY_GAP_MS, Rounds, has_gap
 from tests.services.trace.lab import hop, path
 

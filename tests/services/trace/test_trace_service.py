@@ -588,7 +588,7 @@ def test_a_notice_leaves_out_what_is_not_known() -> None:
 
 
 async def test_a_carriers_socket_outlives_its_rounds_and_ends_with_the_session() -> None:
-    """The tracer looks after the socket's error queue by it, for as long as something may come (net/looped.py)."""
+    """The tracer looks after the socket's error queue by it, for as long as something may come (looped.py)."""
     tracer = ScriptedTracer()
     async with serving(tracer, rounds=2, interval=0.1) as house:
         async with house.client() as client:

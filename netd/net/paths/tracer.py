@@ -7,7 +7,7 @@
 Rules:
 - the tracer never writes to a session's socket itself: the carrier does, and what the tracer sends are copies;
 - every host-wide bound is in `TracerLimits`, settable at any time; what a bound does not let run ends "limited";
-- without CAP_NET_RAW the probes are a flow of their own (netd.net.fallback), and `unprivileged_reason` says what to
+- without CAP_NET_RAW the probes are a flow of their own (fallback.py), and `unprivileged_reason` says what to
   grant; nothing else changes for callers;
 - on_hop is called in the task that called `trace`; an exception from it ends that trace only.
 
@@ -23,29 +23,29 @@ from typing import TYPE_CHECKING, Literal
 import structlog
 import trio
 
-from netd.net import fallback, outgoing
-from netd.net.budget import Bucket
-from netd.net.budget import TracerLimits as TracerLimits
-from netd.net.inflight import Flight
 from netd.net.linux import ESTABLISHED, cookie_of
-from netd.net.looped import (
+from netd.net.paths import fallback, outgoing
+from netd.net.paths.budget import Bucket
+from netd.net.paths.budget import TracerLimits as TracerLimits
+from netd.net.paths.inflight import Flight
+from netd.net.paths.looped import (
     Acknowledgement,
     Endpoints,
     Leftovers,
     capture,
     endpoints_of,
 )
-from netd.net.path import Carrier, Hop, Method, Path, Reason, TraceOptions
-from netd.net.receivers import OpenSocket, Receivers
-from netd.net.round import Finished, Probe, Round
-from netd.net.sharing import Ledger
+from netd.net.paths.path import Carrier, Hop, Method, Path, Reason, TraceOptions
+from netd.net.paths.receivers import OpenSocket, Receivers
+from netd.net.paths.round import Finished, Probe, Round
+from netd.net.paths.sharing import Ledger
 from netd.net.sockdiag import TcpInfo, tcp_info
 from netd.wire.probes import syn_distance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-    from netd.net.outgoing import OutgoingCarrier
+    from netd.net.paths.outgoing import OutgoingCarrier
     from netd.wire.dsack import Duplicate
     from netd.wire.icmp import IcmpError
 

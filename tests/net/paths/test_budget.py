@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netd.net.budget import Bucket, TracerLimits
+from netd.net.paths.budget import Bucket, TracerLimits
 
 
 def test_a_burst_then_the_rate():

@@ -10,8 +10,8 @@ import subprocess
 import pytest
 import trio
 
-from netd.net.outgoing import OutgoingCarrier, open_carrier
-from netd.net.path import TraceOptions
+from netd.net.paths.outgoing import OutgoingCarrier, open_carrier
+from netd.net.paths.path import TraceOptions
 from tests.support.lab import Lab, why_not
 from tests.support.tracing import addresses, tracer_in
 

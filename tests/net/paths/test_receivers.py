@@ -9,8 +9,8 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from netd.net import receivers
-from netd.net.receivers import Receivers
+from netd.net.paths import receivers
+from netd.net.paths.receivers import Receivers
 from tests.support import packets
 from tests.support.netns import Namespace, why_not
 

@@ -9,8 +9,8 @@ import socket
 import pytest
 import trio
 
-from netd.net.looped import unacknowledged
-from netd.net.path import TraceOptions
+from netd.net.paths.looped import unacknowledged
+from netd.net.paths.path import TraceOptions
 from netd.net.sockdiag import tcp_info
 from tests.support.carriers import PlainCarrier
 from tests.support.lab import Lab, why_no_rules, why_not
@@ -264,7 +264,7 @@ async def test_an_exception_from_the_listener_ends_its_own_trace_only(lab):
 
 
 async def test_a_tracer_that_does_not_run_says_so(lab):
-    from netd.net.tracer import Tracer
+    from netd.net.paths.tracer import Tracer
 
     server, client, syn = lab.connect()
     with server, client, pytest.raises(RuntimeError, match="cannot trace"):

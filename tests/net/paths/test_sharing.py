@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netd.net import sharing
-from netd.net.path import Hop, TraceOptions
-from netd.net.sharing import FRESH, LIMIT_BURST, LIMIT_RATE, Ledger, prefix_of
+from netd.net.paths import sharing
+from netd.net.paths.path import Hop, TraceOptions
+from netd.net.paths.sharing import FRESH, LIMIT_BURST, LIMIT_RATE, Ledger, prefix_of
 from netd.wire.ip import pack_address
 from tests.support.simpath import LOCAL, SimNet, routers
 

@@ -7,7 +7,7 @@ import socket
 import pytest
 import trio
 
-from netd.net.path import TraceOptions
+from netd.net.paths.path import TraceOptions
 from tests.support.carriers import MuteCarrier, PlainCarrier
 from tests.support.lab import Lab, why_no_rules, why_not
 from tests.support.tracing import addresses, tracer_in

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import trio
 
-from netd.net.budget import TracerLimits
-from netd.net.path import TraceOptions
+from netd.net.paths.budget import TracerLimits
+from netd.net.paths.path import TraceOptions
 from tests.support.carriers import PlainCarrier
 from tests.support.lab import Lab, why_not
 from tests.support.tracing import addresses, tracer_in

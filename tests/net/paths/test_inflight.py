@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from netd.net.inflight import Flight
-from netd.net.looped import Endpoints
-from netd.net.round import Probe
+from netd.net.paths.inflight import Flight
+from netd.net.paths.looped import Endpoints
+from netd.net.paths.round import Probe
 from netd.wire.dsack import Duplicate
 from netd.wire.icmp import IcmpError, MplsLabel
 from netd.wire.ip import pack_address
@@ -17,7 +17,7 @@ from netd.wire.probes import Segment
 from tests.support import packets
 
 if TYPE_CHECKING:
-    from netd.net.path import Hop
+    from netd.net.paths.path import Hop
 
 US, PEER, ROUTER = (pack_address(text) for text in ("192.0.2.1", "198.51.100.7", "203.0.113.9"))
 FIRST = 5000

@@ -35,7 +35,7 @@ from netd.net.linux import (
     SO_TIMESTAMPNS,
     timestamp_of,
 )
-from netd.net.path import Hop
+from netd.net.paths.path import Hop
 from netd.wire.errqueue import parse_extended_error
 from netd.wire.ip import distance, show_address
 from netd.wire.probes import SLOTS
@@ -43,9 +43,9 @@ from netd.wire.probes import SLOTS
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from netd.net.looped import Endpoints
-    from netd.net.receivers import OpenSocket
-    from netd.net.round import Probe, Round
+    from netd.net.paths.looped import Endpoints
+    from netd.net.paths.receivers import OpenSocket
+    from netd.net.paths.round import Probe, Round
 
 _log = structlog.get_logger("netd.net")
 

@@ -29,12 +29,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from netd.net.path import Hop, Reason
-from netd.net.tail import Tail
+from netd.net.paths.path import Hop, Reason
+from netd.net.paths.tail import Tail
 
 if TYPE_CHECKING:
-    from netd.net.path import TraceOptions
-    from netd.net.sharing import Share
+    from netd.net.paths.path import TraceOptions
+    from netd.net.paths.sharing import Share
 
 FARTHEST = 32
 """The largest TTL a probe can have here."""

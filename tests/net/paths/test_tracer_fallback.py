@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from netd.net.path import TraceOptions
+from netd.net.paths.path import TraceOptions
 from tests.support.carriers import PlainCarrier
 from tests.support.lab import Lab, why_no_rules, why_not
 from tests.support.tracing import addresses, tracer_in
@@ -122,8 +122,8 @@ _CHILD = """
 import ctypes, json, os, socket, sys
 import trio
 sys.path.insert(0, os.getcwd())
-from netd.net.path import TraceOptions
-from netd.net.tracer import Tracer
+from netd.net.paths.path import TraceOptions
+from netd.net.paths.tracer import Tracer
 from tests.support.carriers import PlainCarrier
 
 # every capability goes with the user

@@ -17,14 +17,14 @@ import structlog
 import trio
 
 from netd.net.linux import TCP_TIMESTAMP
-from netd.net.path import Hop
+from netd.net.paths.path import Hop
 from netd.wire.ip import distance, show_address
 from netd.wire.probes import SLOTS, ProbeTemplate
 
 if TYPE_CHECKING:
-    from netd.net.looped import Endpoints
-    from netd.net.receivers import Receivers
-    from netd.net.round import Probe, Round
+    from netd.net.paths.looped import Endpoints
+    from netd.net.paths.receivers import Receivers
+    from netd.net.paths.round import Probe, Round
     from netd.wire.dsack import Duplicate
     from netd.wire.icmp import IcmpError
     from netd.wire.probes import Segment

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netd.net.path import TraceOptions
-from netd.net.round import Finished
+from netd.net.paths.path import TraceOptions
+from netd.net.paths.round import Finished
 from tests.support.simpath import SimNet, routers
 
 

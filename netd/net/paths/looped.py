@@ -37,7 +37,7 @@ from netd.wire.probes import SLOTS, SPAN, Segment, parse_looped
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from netd.net.path import Carrier, Reason
+    from netd.net.paths.path import Carrier, Reason
 
 _FLAGS = SOF_TIMESTAMPING_TX_SCHED | SOF_TIMESTAMPING_SOFTWARE | SOF_TIMESTAMPING_OPT_ID
 _LARGEST = 1 << 16

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable  # noqa: TC004  # annotations only, never evaluated
 
-    from netd.net.path import Hop  # noqa: TC004
+    from netd.net.paths.path import Hop  # noqa: TC004
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
