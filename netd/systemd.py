@@ -106,28 +106,6 @@ class Notifier:
         _check_name(name)
         self._send("FDSTOREREMOVE=1", f"FDNAME={name}")
 
-    async def barrier(self, seconds: float = 5.0) -> bool:
-        """Wait until systemd has read all that was sent before; False when it did not within `seconds`."""
-        if self._sd is None:
-            await trio.lowlevel.checkpoint()
-            return True
-        ours, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            # systemd wants BARRIER=1 alone in its message, and answers by closing the pipe's end that it was sent
-            sent = self._send("BARRIER=1", fds=[theirs])
-            os.close(theirs)
-            theirs = -1
-            if not sent:
-                return False
-            with trio.move_on_after(seconds):
-                await trio.lowlevel.wait_readable(ours)
-                return True
-            return False
-        finally:
-            os.close(ours)
-            if theirs >= 0:
-                os.close(theirs)
-
     def close(self) -> None:
         """Let go of the notify socket; whatever is said afterwards is not sent."""
         if self._sd is not None:

@@ -141,30 +141,6 @@ def test_names_that_systemd_would_not_take(notifier: Notifier, name: str) -> Non
         notifier.unstore(name)
 
 
-async def test_the_barrier_waits_until_systemd_has_read(systemd: FakeSystemd, notifier: Notifier) -> None:
-    passed = trio.Event()
-
-    async def wait() -> None:
-        assert await notifier.barrier()
-        passed.set()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(wait)
-        await trio.testing.wait_all_tasks_blocked()
-        assert not passed.is_set()
-        assert systemd.read() == [{"BARRIER": "1"}]
-        with trio.fail_after(5):
-            await passed.wait()
-
-
-async def test_a_barrier_that_nobody_answers_is_given_up(
-    autojump_clock: MockClock, systemd: FakeSystemd, notifier: Notifier
-) -> None:
-    assert not await notifier.barrier(5)
-    assert trio.current_time() == 5
-    assert await Notifier(None).barrier(), "and without a manager there is nothing to wait for"
-
-
 # --- LISTEN_FDS -------------------------------------------------------------------------------------------------------
 
 

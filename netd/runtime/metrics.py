@@ -14,10 +14,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Sequence
 
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-    from prometheus_client.metrics_core import Metric
 
 _M = TypeVar("_M", "Counter", "Gauge", "Histogram")
 
@@ -33,7 +32,6 @@ class Metrics:
         self._client = prometheus_client
         self.registry = prometheus_client.CollectorRegistry() if registry is None else registry
         self._known: dict[str, tuple[type, tuple[str, ...], Counter | Gauge | Histogram]] = {}
-        self._collectors: dict[str, _Collector] = {}
 
     def counter(self, name: str, documentation: str, labels: Sequence[str] = ()) -> Counter:
         """A number that only grows; by Prometheus' custom its name ends in "_total"."""
@@ -50,18 +48,6 @@ class Metrics:
         if buckets is None:
             return self._get(self._client.Histogram, name, documentation, labels)
         return self._get(self._client.Histogram, name, documentation, labels, buckets=tuple(buckets))
-
-    def add_collector(self, name: str, collect: Callable[[], Iterable[Metric]]) -> None:
-        """Have `collect` called at every scrape. Adding under a name again replaces the one before."""
-        self.remove_collector(name)
-        collector = _Collector(collect)
-        self.registry.register(collector)
-        self._collectors[name] = collector
-
-    def remove_collector(self, name: str) -> None:
-        collector = self._collectors.pop(name, None)
-        if collector is not None:
-            self.registry.unregister(collector)
 
     def render(self) -> bytes:
         """The text exposition of everything, to be served as `content_type`."""
@@ -85,10 +71,3 @@ class Metrics:
         made = kind(name, documentation, tuple(labels), registry=self.registry, **options)  # type: ignore[arg-type]
         self._known[name] = (kind, tuple(labels), made)
         return made
-
-
-class _Collector:
-    """prometheus_client registers objects that have `collect`."""
-
-    def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
-        self.collect = collect

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
 from netd.runtime.metrics import Metrics
@@ -45,20 +44,3 @@ def test_two_daemons_in_one_process_do_not_mix() -> None:
     one, two = Metrics(), Metrics()
     one.counter("netd_x_total", "X").inc()
     assert samples(two) == {}
-
-
-def test_collectors_are_asked_at_every_scrape_and_replaced_by_name() -> None:
-    metrics = Metrics()
-    value = 1.0
-
-    def collect():
-        yield GaugeMetricFamily("netd_live", "Live", value=value)
-
-    metrics.add_collector("live", collect)
-    metrics.add_collector("live", collect)
-    assert samples(metrics) == {"netd_live": 1}
-    value = 2.0
-    assert samples(metrics) == {"netd_live": 2}
-    metrics.remove_collector("live")
-    metrics.remove_collector("live")
-    assert samples(metrics) == {}

@@ -76,9 +76,6 @@ class Systemd:
             for name, fd in [entry for entry in self.store if entry[0] == message["FDNAME"]]:
                 self.store.remove((name, fd))
                 os.close(fd)
-        else:  # BARRIER=1: closing the descriptor answers it
-            for fd in fds:
-                os.close(fd)
         return message
 
     def close(self) -> None:
