@@ -9,7 +9,8 @@ Rules:
 - a line that cannot be written raises nothing, and the journal never makes anyone wait: lost lines are counted, and the
   next one that gets through tells how many;
 - a field that is None says nothing and is left out;
-- a level set by hand (command line, REST) outlives reloads until it is taken back; below it, the configuration's.
+- a level set by hand (REST, netctl) outlives reloads until it is taken back; below it the command line's, and below
+  that the configuration's.
 
 A logger's level is the one of the longest configured prefix of its name: "netd.control" covers "netd.control.access";
 "" is everybody's. The standard library's loggers end here too.
@@ -75,12 +76,14 @@ def configure(
 ) -> None:
     """Send all logging of this process where `config` says. Once, at start; then `reconfigure`.
 
-    `level` is the command line's. `stream` is standard error unless a test says otherwise.
+    `level` is the command line's, for everybody; None: it says nothing. `stream` is standard error unless a test says
+    otherwise.
     """
     _logs.stream = stream or sys.stderr
     _logs.environ = environ
     _logs.journal_path = journal
-    _logs.by_hand = {} if level is None else {"": _number(level)}
+    _logs.command_line = {} if level is None else {"": _number(level)}
+    _logs.by_hand = {}
     structlog.configure(
         processors=[structlog.processors.add_log_level],
         wrapper_class=_Logger,
@@ -95,7 +98,7 @@ def configure(
 
 
 def reconfigure(config: LogConfig) -> None:
-    """Take over another configuration; levels set by hand stay."""
+    """Take over another configuration; the command line's level and those set by hand stay."""
     _logs.configured = {"": LEVELS[config.level], **{name: LEVELS[level] for name, level in config.loggers.items()}}
     _logs.open_output(config.format)
     _logs.apply_levels()
@@ -147,7 +150,7 @@ def set_level(level: str | None, logger: str = "") -> None:
 
 def levels() -> dict[str, str]:
     """Each logger that has a level of its own, "" for everybody's, and that level."""
-    return {name: _NAMES[number] for name, number in sorted({**_logs.configured, **_logs.by_hand}.items())}
+    return {name: _NAMES[number] for name, number in sorted(_logs.levels().items())}
 
 
 def _number(level: str) -> int:
@@ -347,6 +350,7 @@ class _Logs:
         self.environ: Mapping[str, str] = os.environ
         self.journal_path = SOCKET
         self.configured: dict[str, int] = {"": LEVELS["info"]}
+        self.command_line: dict[str, int] = {}
         self.by_hand: dict[str, int] = {}
         self._format = "console"
         self._colours = False
@@ -359,8 +363,12 @@ class _Logs:
             channel = self._channels[name] = _Channel(name, self._threshold(name))
         return channel
 
+    def levels(self) -> dict[str, int]:
+        """The level in force of each logger that has one; the strongest source comes last."""
+        return {**self.configured, **self.command_line, **self.by_hand}
+
     def _threshold(self, name: str) -> int:
-        levels = {**self.configured, **self.by_hand}
+        levels = self.levels()
         while name and name not in levels:
             name = name.rpartition(".")[0]
         return levels[name]
@@ -369,7 +377,7 @@ class _Logs:
         for channel in self._channels.values():
             channel.threshold = self._threshold(channel.name)
         # records below what anybody wants are not even made
-        logging.getLogger().setLevel(min({**self.configured, **self.by_hand}.values()))
+        logging.getLogger().setLevel(min(self.levels().values()))
 
     def open_output(self, chosen: str) -> None:
         try:

@@ -17,6 +17,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+OVERRIDE_FILE = "override.toml"
+"""In the state directory: what was changed through the control API, and wins over every other source."""
+
 _EFFECT = "x-reload"
 
 

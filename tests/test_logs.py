@@ -41,8 +41,8 @@ def lines(out) -> list[str]:
 
 
 def start(out, **config):
-    options = {name: config.pop(name) for name in ("level_by_hand", "environ", "journal") if name in config}
-    options["level"] = options.pop("level_by_hand", None)
+    options = {name: config.pop(name) for name in ("command_line", "environ", "journal") if name in config}
+    options["level"] = options.pop("command_line", None)
     configure(LogConfig(**config), stream=out, **{"environ": {}, **options})
     return structlog.get_logger("netd.test")
 
@@ -88,7 +88,8 @@ def test_levels_change_under_loggers_that_exist_and_are_bound(out):
 
 
 def test_a_level_set_by_hand_outlives_reloads_until_it_is_taken_back(out):
-    log = start(out, level="error", level_by_hand="debug")
+    log = start(out, level="error")
+    set_level("debug")
     assert levels() == {"": "debug"}
 
     reconfigure(LogConfig(level="critical", loggers={"netd.x": "info"}))
@@ -102,6 +103,18 @@ def test_a_level_set_by_hand_outlives_reloads_until_it_is_taken_back(out):
     log.error("hidden")
     assert levels() == {"": "critical", "netd.x": "info"}
     assert len(lines(out)) == 1
+
+
+def test_the_command_lines_level_stands_between_the_configurations_and_those_set_by_hand(out):
+    start(out, level="error", command_line="debug")
+    set_level("critical")
+    assert levels() == {"": "critical"}
+    set_level(None)
+    assert levels() == {"": "debug"}, "taking a level back by hand does not take back the command line's"
+    reconfigure(LogConfig(level="warning"))
+    assert levels() == {"": "debug"}
+    logs.shutdown()
+    assert levels() == {"": "info"}
 
 
 def test_impossible_levels_are_refused_and_change_nothing(out):

@@ -108,11 +108,11 @@ def list_changes() -> None:
         return
     columns = [
         Column("ID", style="bold"),
-        Column("KIND"),
-        Column("TARGET"),
+        Column("KIND", spare=2),
+        Column("TARGET", narrow="cut", spare=1),
         Column("STATUS"),
-        Column("BEGAN"),
-        Column("TOOK", "right"),
+        Column("BEGAN", spare=3),
+        Column("TOOK", "right", spare=4),
         Column("ERROR", narrow="wrap"),
     ]
     rows = [
@@ -127,7 +127,8 @@ def list_changes() -> None:
         )
         for change in found
     ]
-    console().print(table(columns, rows))
+    out = console()
+    out.print(table(columns, rows, width=out.width), crop=False)
 
 
 @changes.command("show")

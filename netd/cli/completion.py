@@ -31,6 +31,9 @@ def completion(shell: str) -> None:
     # the template itself, not .source(): that one asks the machine for its bash, which may not be where this is read
     names = {"complete_func": "_netctl_completion", "complete_var": "_NETCTL_COMPLETE", "prog_name": "netctl"}
     script = found.source_template % names
+    if shell == "fish":
+        # click's script keeps what stands before the second comma, and descriptions have commas of their own
+        script = script.replace('string split ","', 'string split --max 1 ","')
     if invocation().json:
         from netd.cli.output import print_json
 

@@ -48,7 +48,7 @@ def show(section: str | None) -> None:
     values = find(view["values"], section) if section else view["values"]
     if not isinstance(values, dict):
         assert section is not None
-        _print_lines(out, [(f"{section} = {brief_toml(values)}", origin_of(view, section))])
+        _print_lines(out, [(f"{section} = {brief_toml(values, section)}", origin_of(view, section))])
         return
     _print_lines(out, list(toml_lines(values, section or "", view)))
 
@@ -67,7 +67,7 @@ def get_key(key: str) -> None:
     elif isinstance(value, str):
         click.echo(printable_lines(value))
     else:
-        click.echo("" if value is None else brief_toml(value))
+        click.echo("" if value is None else brief_toml(value, key))
 
 
 @config.command("set")
@@ -112,7 +112,13 @@ def check() -> None:
         out = console()
         out.print(text(("✓ ", "green"), "the configuration on disk is fine"))
         if answer["changes"]:
-            out.print(text("a reload would change:"))
+            fixed = [change["path"] for change in answer["changes"] if change["effect"] == "fixed"]
+            if fixed:
+                out.print(
+                    text(("▲ ", "yellow"), f"a reload would be refused: only a restart changes {', '.join(fixed)}")
+                )
+            else:
+                out.print(text("a reload would change:"))
             out.print(changes_table(answer["changes"]))
     else:
         for problem in answer["problems"]:
@@ -151,7 +157,7 @@ def schema() -> None:
 
 def changes_table(changes: Iterable[shapes.ConfigChange], *, before: str = "RUNNING", after: str = "ON DISK") -> Table:
     """Fields that differ, and how a reload treats each."""
-    from netd.cli.output import Column, brief, table, text
+    from netd.cli.output import Column, table, text
 
     effects = {"live": "green", "replace": "yellow", "fixed": "red"}
     columns = [
@@ -163,13 +169,17 @@ def changes_table(changes: Iterable[shapes.ConfigChange], *, before: str = "RUNN
     rows = [
         (
             change["path"],
-            brief(change["running"]),
-            brief(change["configured"]),
+            _brief(change["running"], change["path"]),
+            _brief(change["configured"], change["path"]),
             text((_EFFECTS.get(change["effect"], change["effect"]), effects.get(change["effect"], ""))),
         )
         for change in changes
     ]
     return table(columns, rows)
+
+
+def _brief(value: Any, key: str) -> str:
+    return "(not set)" if value is None else brief_toml(value, key)
 
 
 _EFFECTS = {"live": "at once", "replace": "new generation", "fixed": "needs a restart"}
@@ -179,7 +189,7 @@ def find(values: Any, key: str) -> Any:
     """The value at a dotted key; numbers index lists. RequestFailed (not-found) names the nearest key there is."""
     found = values
     taken: list[str] = []
-    for part in key.split("."):
+    for part in _parts(key):
         if isinstance(found, dict) and part in found:
             found = found[part]
         elif isinstance(found, list) and part.isdecimal() and int(part) < len(found):
@@ -193,6 +203,18 @@ def find(values: Any, key: str) -> Any:
             raise not_found(f"cannot find {key!r} in the configuration{meant}")
         taken.append(part)
     return found
+
+
+def _parts(key: str) -> tuple[str, ...]:
+    """'log.loggers."netd.trace"' -> its parts. What is no key of TOML is split at its dots, and not found."""
+    if '"' not in key and "'" not in key:
+        return tuple(key.split("."))
+    from netd.wire.tomlkeys import split_key
+
+    try:
+        return split_key(key)
+    except ValueError:
+        return tuple(key.split("."))
 
 
 def origin_of(view: shapes.ConfigView, key: str) -> str:
@@ -232,11 +254,11 @@ def toml_lines(values: dict[str, Any], path: str, view: shapes.ConfigView) -> It
     tables = {key: value for key, value in values.items() if isinstance(value, dict) or _is_tables(value)}
     for key, value in values.items():
         if key not in tables:
-            dotted = f"{path}.{key}" if path else key
-            line = f"{_toml_key(key)} = {brief_toml(value)}" if value is not None else f"# {key} is not set"
+            dotted = f"{path}.{_toml_key(key)}" if path else _toml_key(key)
+            line = f"{_toml_key(key)} = {brief_toml(value, key)}" if value is not None else f"# {key} is not set"
             yield line, origin_of(view, dotted)
     for key, value in tables.items():
-        dotted = f"{path}.{key}" if path else key
+        dotted = f"{path}.{_toml_key(key)}" if path else _toml_key(key)
         for index, member in enumerate(value if isinstance(value, list) else [value]):
             yield "", ""
             yield (f"[[{dotted}]]", "") if isinstance(value, list) else (f"[{dotted}]", "")
@@ -247,14 +269,17 @@ def _is_tables(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(member, dict) for member in value)
 
 
-def brief_toml(value: Any) -> str:
-    """One value as TOML writes it, on one line. TOML has no null: what is not set is left out of lists and tables."""
+def brief_toml(value: Any, key: str = "") -> str:
+    """One value as TOML writes it, on one line. TOML has no null: what is not set is left out of lists and tables.
+
+    `key` is the value's, dotted or not: permissions are written as everybody reads them, in octal.
+    """
     import json
 
     match value:
         case dict():
-            pairs = (f"{_toml_key(key)} = {brief_toml(member)}" for key, member in value.items() if member is not None)
-            return "{" + ", ".join(pairs) + "}"
+            known = [(name, member) for name, member in value.items() if member is not None]
+            return "{" + ", ".join(f"{_toml_key(name)} = {brief_toml(member, name)}" for name, member in known) + "}"
         case list():
             return "[" + ", ".join(brief_toml(member) for member in value if member is not None) + "]"
         case str():
@@ -262,6 +287,8 @@ def brief_toml(value: Any) -> str:
             return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
         case None:
             return '""'
+        case int() if not isinstance(value, bool) and "mode" in key.rpartition(".")[2] and value >= 0:
+            return f"0o{value:03o}"
         case _:
             return json.dumps(value)
 

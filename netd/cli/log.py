@@ -11,6 +11,20 @@ from netd.cli.options import call, common_options, invocation
 if TYPE_CHECKING:
     from netd.client import shapes
 
+LOGGERS = (
+    "netd.control",
+    "netd.daemon",
+    "netd.listeners",
+    "netd.metrics",
+    "netd.net",
+    "netd.runtime",
+    "netd.settings",
+    "netd.store",
+    "netd.systemd",
+    "netd.trace",
+)
+"""Those of netd itself, for a hint only: libraries have theirs, and a daemon of another version may have others."""
+
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -20,11 +34,9 @@ def log() -> None:
     """Show or change log levels while the daemon runs. The logs themselves: journalctl -u netd."""
 
 
-@log.command()
+@log.command(epilog="Loggers: " + ", ".join(LOGGERS) + ".")
 @click.argument("level", type=click.Choice(LEVELS, case_sensitive=False), required=False)
-@click.option(
-    "--logger", default="", metavar="NAME", help='Only this logger and those under it ("netd.services.trace").'
-)
+@click.option("--logger", default="", metavar="NAME", help='Only this logger and those under it ("netd.trace").')
 @click.option("--reset", is_flag=True, help="Back to the configured (or inherited) level.")
 @common_options
 def level(level: str | None, logger: str, reset: bool) -> None:
@@ -38,6 +50,23 @@ def level(level: str | None, logger: str, reset: bool) -> None:
         return
     wanted = level.lower() if level is not None else None
     _print(call(lambda client: client.set_log_level(wanted, logger=logger)))
+    if wanted and logger and not invocation().json:
+        _hint(logger)
+
+
+def _hint(logger: str) -> None:
+    """Say so if nothing of netd logs under this name now. It is no error: a logger appears when it is first used."""
+    if any(name == logger or name.startswith(f"{logger}.") for name in LOGGERS):
+        return
+    import difflib
+
+    from netd.cli.output import printable
+
+    parts = logger.split(".")  # "netd.services.trace" means "netd.trace"
+    near = [f"netd.{parts[-1]}"] if f"netd.{parts[-1]}" in LOGGERS else difflib.get_close_matches(logger, LOGGERS, n=1)
+    meant = f" (did you mean {near[0]}?)" if near else ""
+    hint = f"hint: netd itself has no logger {printable(logger)}{meant}; the level waits for one, a library's perhaps"
+    click.echo(hint, err=True)
 
 
 def _print(levels: shapes.LogLevels) -> None:

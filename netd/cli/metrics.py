@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from netd.cli.options import call, common_options, invocation
+from netd.cli.options import call, common_options, invocation, not_found
 
 
 @click.command(short_help="Counters and gauges (Prometheus).")
@@ -18,6 +18,9 @@ def metrics(prefix: str) -> None:
     With --json, one object: {"metrics": [{"name", "type", "help", "samples": [{"name", "labels", "value"}]}]}.
     """
     page = call(lambda client: client.metrics())
+    lines = lines_of(page, prefix)
+    if prefix and not lines:
+        raise not_found(f"cannot find a metric whose name begins with {prefix!r}: netctl metrics prints all")
     if invocation().json:
         from netd.cli.output import print_json
 
@@ -25,7 +28,7 @@ def metrics(prefix: str) -> None:
         return
     from netd.cli.output import printable_lines
 
-    click.echo(printable_lines("\n".join(lines_of(page, prefix))))
+    click.echo(printable_lines("\n".join(lines)))
 
 
 def lines_of(page: str, prefix: str) -> list[str]:

@@ -56,7 +56,7 @@ def common_options(command: C) -> C:
         click.option(
             "--socket",
             metavar="PATH",
-            type=click.Path(),
+            type=click.Path(readable=False),  # whether it may be used, connecting tells, and why not
             expose_value=False,
             callback=_note_socket,
             help="The daemon's control socket.",
@@ -125,6 +125,22 @@ def not_found(message: str) -> NetdError:
     from netd.errors import RequestFailed
 
     return RequestFailed("not-found", message, status=404)
+
+
+async def by_id(answer: Awaitable[T], **ids: tuple[str, str | None, str]) -> T:
+    """An answer about things with ids: field of the request -> (what it is, its id, what lists them).
+
+    The daemon refuses an id of the wrong form with the form; for people, there is just no such thing.
+    """
+    from netd.errors import RequestFailed
+
+    try:
+        return await answer
+    except RequestFailed as error:
+        what, id, where = ids.get(error.path or "", ("", None, ""))
+        if error.status not in (400, 422) or id is None:
+            raise
+        raise not_found(f"cannot find {what} {id!r}: no such {what} id ({where} lists them)") from error
 
 
 def complete_services(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:

@@ -4,7 +4,9 @@ Rules:
 - every string that comes from the daemon passes `printable`: names of routers and reasons of clients are written by
   strangers, and a terminal obeys what it is sent;
 - colour only on a terminal, never with NO_COLOR (rich sees to both); no state is told by colour alone;
-- on a terminal a table gives way at its flexible columns; into a file or a pipe it is as wide as it needs to be.
+- on a terminal a table gives way at its flexible columns, and then does without its least important ones; ids and
+  addresses are never cut: rather is a line too long (print such a table with crop=False). Into a file or a pipe it
+  is as wide as it needs to be.
 
 rich is imported when the first table is made.
 """
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _UNLIMITED = 4096  # columns, for output that no terminal shows
+_LEAST_CUT = 8  # columns of a cell that may be cut
+_LONGEST_WORD = 48  # columns of a word that is not broken: an IPv6 address with its port has 47
+_GAP = 2  # columns between columns
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------
@@ -75,36 +80,89 @@ def console(*, stderr: bool = False) -> Console:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table. `narrow` says what happens to it on a narrow terminal: the rigid ones give way last."""
+    """A column of a table. `narrow` says what happens to it on a narrow terminal: a rigid one stays whole."""
 
     title: str
     justify: Literal["left", "right"] = "left"
     narrow: Literal["rigid", "cut", "wrap"] = "rigid"
     style: str = ""
+    spare: int = 0
+    """Of the columns that a narrow terminal has no room for, the one with the highest goes first; 0 never goes."""
 
 
-def table(columns: Sequence[Column], rows: Iterable[Sequence[object]], *, indent: int = 0) -> Table:
-    """A table without lines. Cells may be Text (for colour) or anything else (made printable); None is an empty one."""
+def table(
+    columns: Sequence[Column], rows: Iterable[Sequence[object]], *, indent: int = 0, width: int | None = None
+) -> Table:
+    """A table without lines. Cells may be Text (for colour) or anything else (made printable); None is an empty one.
+
+    `width` is the room for it, in columns of the terminal; None: whatever it needs.
+    """
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim", show_edge=False)
+    cells = [
+        [cell if isinstance(cell, Text) else Text("" if cell is None else printable(cell)) for cell in row]
+        for row in rows
+    ]
+    kept = list(range(len(columns)))
+    widths: dict[int, int] = {}
+    if width is not None:
+        texts = [[column.title, *(row[index].plain for row in cells)] for index, column in enumerate(columns)]
+        kept, widths = _fit(columns, texts, width - indent)
+    made = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="dim", show_edge=False)
     if indent:
         made.add_column("", width=indent - 2)
-    for column in columns:
+    for index in kept:
+        column = columns[index]
         made.add_column(
             Text(column.title),
             justify=column.justify,
             style=column.style,
             no_wrap=column.narrow == "rigid",
+            min_width=widths.get(index),
+            max_width=widths.get(index),
             overflow="ellipsis" if column.narrow != "wrap" else "fold",
         )
-    for row in rows:
-        cells = [cell if isinstance(cell, Text) else Text("" if cell is None else printable(cell)) for cell in row]
-        for cell, column in zip(cells, columns, strict=True):
+    for row in cells:
+        for cell, column in zip(row, columns, strict=True):
             cell.no_wrap = column.narrow != "wrap"  # rich cuts a cell that does not wrap, in a column that may shrink
-        made.add_row(*([Text("")] if indent else []), *cells)
+        made.add_row(*([Text("")] if indent else []), *(row[index] for index in kept))
     return made
+
+
+def _least(column: Column, texts: Sequence[str]) -> int:
+    """The width that a column cannot do without."""
+    from rich.cells import cell_len
+
+    match column.narrow:
+        case "rigid":
+            return max(map(cell_len, texts))
+        case "cut":
+            return min(max(map(cell_len, texts)), max(cell_len(column.title), _LEAST_CUT))
+        case "wrap":
+            return min(max((cell_len(word) for text in texts for word in text.split()), default=0), _LONGEST_WORD)
+
+
+def _fit(columns: Sequence[Column], texts: Sequence[Sequence[str]], room: int) -> tuple[list[int], dict[int, int]]:
+    """The indices of the columns that there is room for, and the width of each. Those that must not go stay even if
+    there is none.
+    """
+    from rich.cells import cell_len
+
+    least = [_least(column, cells) for column, cells in zip(columns, texts, strict=True)]
+    kept = list(range(len(columns)))
+    while (left := room - sum(least[index] for index in kept) - _GAP * (len(kept) - 1)) < 0:
+        spare = max(kept, key=lambda index: columns[index].spare)
+        if not columns[spare].spare:
+            break
+        kept.remove(spare)
+    widths = {index: least[index] for index in kept}
+    missing = {index: max(map(cell_len, texts[index])) - least[index] for index in kept}
+    for served, index in enumerate(sorted(kept, key=missing.__getitem__)):  # who wants little gets all of it
+        more = max(0, min(missing[index], left // (len(kept) - served)))
+        widths[index] += more
+        left -= more
+    return kept, widths
 
 
 def text(*parts: str | tuple[str, str]) -> Text:

@@ -80,7 +80,7 @@ def print_services(out: Console, units: Sequence[shapes.Unit]) -> None:
     """The services of a daemon, one a row; below, what went wrong with whom."""
     from netd.cli.output import print_indented, text
 
-    out.print(_table(units))
+    out.print(_table(units, out.width), crop=False)
     for unit in units:
         if trouble := _trouble(unit):
             out.print()
@@ -88,14 +88,14 @@ def print_services(out: Console, units: Sequence[shapes.Unit]) -> None:
             print_indented(out, trouble)
 
 
-def _table(units: Sequence[shapes.Unit]) -> Table:
+def _table(units: Sequence[shapes.Unit], width: int) -> Table:
     from netd.cli.output import Column, ago, table
 
     columns = [
         Column("SERVICE", style="bold"),
         Column("STATE"),
-        Column("SINCE"),
-        Column("RESTARTS", "right"),
+        Column("SINCE", spare=1),
+        Column("RESTARTS", "right", spare=2),
         Column("LISTENING", narrow="wrap"),
     ]
     rows = [
@@ -108,7 +108,7 @@ def _table(units: Sequence[shapes.Unit]) -> Table:
         )
         for unit in units
     ]
-    return table(columns, rows)
+    return table(columns, rows, width=width)
 
 
 def _state(unit: shapes.Unit) -> Text:

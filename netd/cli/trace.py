@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from netd.cli.options import call, common_options, invocation
+from netd.cli.options import by_id, call, common_options, invocation
 
 if TYPE_CHECKING:
     from netd.client.control import ControlClient
@@ -79,7 +79,15 @@ def run(target: str, rounds: int, interval: float, max_hops: int | None, send: s
 @common_options
 def list_traces(limit: int, client: str | None, before: str | None) -> None:
     """Finished traces from the history, newest first."""
-    found = call(lambda control: control.traces(limit=limit, before=before, client=client))
+
+    async def ask(control: ControlClient) -> list[dict[str, Any]]:
+        return await by_id(
+            control.traces(limit=limit, before=before, client=client),
+            before=("trace", before, "netctl trace list"),
+            client=("client", client, "netctl trace clients"),
+        )
+
+    found = call(ask)
     from netd.cli.output import Column, ago, console, milliseconds, print_json, table
     from netd.cli.trace_view import REASONS
 
@@ -89,8 +97,9 @@ def list_traces(limit: int, client: str | None, before: str | None) -> None:
     if not found:
         click.echo("no traces in the history" + (" of that client" if client else ""))
         return
-    columns = [Column("ID", style="bold"), Column("WHEN"), Column("CLIENT"), Column("ADDRESS", narrow="cut")]
-    columns += [Column("HOPS", "right"), Column("PATH ms", "right"), Column("METHOD"), Column("END", narrow="cut")]
+    columns = [Column("ID", style="bold"), Column("WHEN", spare=4), Column("CLIENT", spare=6), Column("ADDRESS")]
+    columns += [Column("HOPS", "right", spare=2), Column("PATH ms", "right", spare=3), Column("METHOD", spare=5)]
+    columns += [Column("END", narrow="wrap", spare=1)]
     rows = [
         (
             record.get("id"),
@@ -104,7 +113,8 @@ def list_traces(limit: int, client: str | None, before: str | None) -> None:
         )
         for record in found
     ]
-    console().print(table(columns, rows))
+    out = console()
+    out.print(table(columns, rows, width=out.width), crop=False)
 
 
 @trace.command()
@@ -112,7 +122,9 @@ def list_traces(limit: int, client: str | None, before: str | None) -> None:
 @common_options
 def show(trace_id: str) -> None:
     """One trace of the history, with every hop."""
-    record: dict[str, Any] = call(lambda client: client.trace_record(trace_id))
+    record: dict[str, Any] = call(
+        lambda client: by_id(client.trace_record(trace_id), id=("trace", trace_id, "netctl trace list"))
+    )
     from netd.cli.output import ago, console, print_json, text
 
     if invocation().json:
@@ -129,18 +141,18 @@ def show(trace_id: str) -> None:
     out.print(text((address, "bold"), f"{who}, {ago(record.get('time'))}"))
     out.print(text(*summary(record)))
     out.print()
-    out.print(hop_table(route, target=target_of(record, address)))
+    out.print(hop_table(route, target=target_of(record, address), width=out.width))
 
 
 @trace.command()
-@click.argument("client_id", metavar="ID", required=False)
+@click.argument("client_id", metavar="[ID]", required=False)
 @common_options
 def clients(client_id: str | None) -> None:
     """The clients connected now; with a client's ID, trace that one once more."""
 
     async def ask(control: ControlClient) -> Any:
         if client_id is not None:
-            return await control.trace_client(client_id)
+            return await by_id(control.trace_client(client_id), id=("client", client_id, "netctl trace clients"))
         return {"clients": await control.trace_clients()}
 
     answer = call(ask)
@@ -153,8 +165,9 @@ def clients(client_id: str | None) -> None:
     elif not answer["clients"]:
         click.echo("no clients connected")
     else:
-        columns = [Column("ID", style="bold"), Column("ADDRESS"), Column("CONNECTED"), Column("STATE")]
-        columns += [Column("HOPS", "right"), Column("PATH ms", "right"), Column("TRACES", "right")]
+        columns = [Column("ID", style="bold"), Column("ADDRESS"), Column("CONNECTED", spare=4)]
+        columns += [Column("STATE", spare=1), Column("HOPS", "right", spare=2), Column("PATH ms", "right", spare=3)]
+        columns += [Column("TRACES", "right", spare=5)]
         rows = [
             (
                 client.get("client_id"),
@@ -167,4 +180,5 @@ def clients(client_id: str | None) -> None:
             )
             for client in answer["clients"]
         ]
-        console().print(table(columns, rows))
+        out = console()
+        out.print(table(columns, rows, width=out.width), crop=False)

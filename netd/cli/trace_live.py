@@ -57,7 +57,7 @@ async def watch(client: ControlClient, *, count: int | None, recent: int, as_jso
 async def run(client: ControlClient, target: str, *, as_json: bool, **options: Any) -> int:
     """Have the daemon trace to `target`, showing hops as they come. Returns the exit code."""
     out = console()
-    traced = Client(target, address=target, state="tracing")
+    traced = Client("", address=target, state="tracing")
     async with client.trace_run(target, **options) as events:
         if as_json or not _can_repaint(out):
             await _print_run(events, traced, as_json)
@@ -70,7 +70,8 @@ async def run(client: ControlClient, target: str, *, as_json: bool, **options: A
         def paint() -> RenderableType:
             from rich.console import Group
 
-            table = hop_table(traced.route, indent=2, target=target_of(traced.done, traced.address))
+            target = target_of(traced.done, traced.address)
+            table = hop_table(traced.route, indent=2, target=target, width=out.width)
             return Group(heading(traced), table) if traced.route.rows() or traced.done else heading(traced)
 
         return await _show_live(out, events, see, paint)
@@ -167,7 +168,8 @@ async def _print_run(events: EventStream, traced: Client, as_json: bool) -> None
     if as_json:
         return
     if traced.route.round > 1:
-        console().print(hop_table(traced.route, target=target_of(traced.done, traced.address)))
+        out = console()
+        out.print(hop_table(traced.route, target=target_of(traced.done, traced.address), width=out.width))
     click.echo(f"{printable(traced.address)}: {summary_line(traced.done)}")
 
 

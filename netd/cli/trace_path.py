@@ -65,6 +65,11 @@ class Row:
     _lost: int = 0
     _open: int = 0
 
+    @property
+    def remarks(self) -> list[str]:
+        """What is remarkable about it, in a few words each."""
+        return [*self.notes, *(["shared"] if self.kind == "shared" else [])]
+
     def answer(self, router: str, rtt_ms: float | None) -> None:
         """It answered in one more round."""
         self._answered += 1
@@ -147,6 +152,8 @@ class Route:
             seen = [entry for entry in addresses if isinstance(entry, Mapping) and entry.get("ip")]
             row.addresses = {str(entry["ip"]): whole(entry.get("count")) or 1 for entry in seen[:MAX_ADDRESSES]}
         row.counted_elsewhere = row.counted_elsewhere or "loss_percent" in given
+        if whole(given.get("answered")) == 0 and _LIMITED in row.notes:
+            row.notes.remove(_LIMITED)  # it never answered: over all rounds that is silence
         return row
 
     def see_rows(self, fields: Fields) -> None:
@@ -191,6 +198,9 @@ class Route:
         return row
 
 
+_LIMITED = "rate limited"
+
+
 def notes(hop: Fields) -> list[str]:
     """What is remarkable about a hop (snake_case fields), in a few words each."""
     found: list[str] = []
@@ -204,8 +214,9 @@ def notes(hop: Fields) -> list[str]:
         names = [str(label.get("label")) for label in labels if isinstance(label, Mapping)]
         found.append("MPLS " + "/".join(names))
     limited = hop.get("limited")
-    if limited is True or (whole(limited) and "answered" in hop):
-        found.append("rate limited")
+    # a router that never answers is silent; one that answers some rounds and forwards in the others limits its rate
+    if limited is True or (whole(limited) and whole(hop.get("answered"))):
+        found.append(_LIMITED)
     if hop.get("quoted_tos") is not None:
         found.append(f"TOS {hop['quoted_tos']}")
     if hop.get("next_mtu"):

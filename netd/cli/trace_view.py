@@ -7,7 +7,8 @@ Rules:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from netd.cli.output import Column, clock, milliseconds, printable, table, text
 from netd.cli.trace_path import number, whole
@@ -35,29 +36,41 @@ REASONS = {
     "error": "failed, the log says why",
 }
 _STYLES = {"connected": "yellow", "tracing": "cyan", "done": "green", "gone": "dim", "recorded": "dim"}
-_MARKS = {"connected": "○", "tracing": "◐", "done": "●", "gone": "✗", "recorded": "·"}
+_MARKS = {"connected": "○", "tracing": "◐", "done": "●", "gone": "○", "recorded": "·"}
 
 
-def hop_table(route: Route, *, indent: int = 0, target: tuple[str, float | None] | None = None) -> Table:
-    """The hops of a route; with `target` (address, path RTT in ms), the destination as the last row.
+class Target(NamedTuple):
+    """The destination. Times in milliseconds; None: not known."""
+
+    address: str
+    last: float | None
+    best: float | None
+    mean: float | None
+    worst: float | None
+    jitter: float | None
+
+
+def hop_table(route: Route, *, indent: int = 0, target: Target | None = None, width: int | None = None) -> Table:
+    """The hops of a route; with `target`, the destination as the last row. `width` as in `table`.
 
     Columns that nothing would stand in (names, jitter, loss of a single round) are left out.
     """
     rows = route.rows()
-    columns = [Column("TTL", "right"), Column("ROUTER"), Column("NAME", narrow="cut"), Column("RTT ms", "right")]
-    columns += [Column("BEST", "right"), Column("MEAN", "right"), Column("WORST", "right"), Column("JITTER", "right")]
-    columns += [Column("LOSS", "right"), Column("", narrow="cut")]
+    columns = [Column("TTL", "right"), Column("ROUTER"), Column("NAME", narrow="cut", spare=1)]
+    columns += [Column("RTT ms", "right"), Column("BEST", "right", spare=4), Column("MEAN", "right", spare=3)]
+    columns += [Column("WORST", "right", spare=5), Column("JITTER", "right", spare=6)]
+    columns += [Column("LOSS", "right"), Column("", narrow="cut", spare=2)]
     cells: list[list[Any]] = [_cells(row) for row in rows]
     if target is not None and route.dest_ttl is not None:
         mark = text(("← destination", "green"))
-        last = [route.dest_ttl, text((target[0], "bold")), "", milliseconds(target[1]), "", "", "", "", "", mark]
-        cells.append(last)
+        times = [milliseconds(ms) for ms in (target.last, target.best, target.mean, target.worst, target.jitter)]
+        cells.append([route.dest_ttl, text((target.address, "bold")), "", *times, "", mark])
     keep = [0, 1, 3]
     keep += [column for column in (2, 7, 8, 9) if any(str(row[column] or "") for row in cells)]
     if any(row.rounds > 1 for row in rows):
         keep += [4, 5, 6]
     keep.sort()
-    return table([columns[i] for i in keep], [[row[i] for i in keep] for row in cells], indent=indent)
+    return table([columns[i] for i in keep], [[row[i] for i in keep] for row in cells], indent=indent, width=width)
 
 
 def _cells(row: Row) -> list[Any]:
@@ -75,8 +88,15 @@ def _cells(row: Row) -> list[Any]:
         milliseconds(row.worst_ms),
         milliseconds(row.jitter_ms),
         text((f"{loss:.0f} %", "red" if loss >= 50 else "yellow" if loss else "")) if loss is not None else "",
-        text((", ".join(row.notes), "yellow")),
+        _remarks(row),
     ]
+
+
+def _remarks(row: Row) -> Text:
+    joined = text((", ".join(row.notes), "yellow"))
+    if row.kind == "shared":
+        joined += text((", shared" if row.notes else "shared", "dim"))
+    return joined
 
 
 def _router(row: Row) -> str:
@@ -102,6 +122,9 @@ def summary(done: Fields) -> list[str | tuple[str, str]]:
         parts.append(f"{dest_ttl} {'hop' if dest_ttl == 1 else 'hops'}")
     if reason != "destination":
         parts.append(REASONS.get(reason, reason))
+    rounds, wanted = whole(done.get("rounds")), whole(done.get("rounds_wanted"))
+    if rounds is not None and wanted and rounds != wanted:
+        parts.append(f"{rounds} of {wanted} rounds")
     for key, word in (("path_rtt_ms", "path"), ("tcp_rtt_ms", "TCP"), ("pong_rtt_ms", "pong")):
         if (value := number(done.get(key))) is not None:
             parts.append(f"{word} {milliseconds(value)} ms")
@@ -120,11 +143,15 @@ def summary_line(done: Fields) -> str:
     return "".join(printable(part if isinstance(part, str) else part[0]) for part in summary(done))
 
 
-def target_of(done: Fields, address: str) -> tuple[str, float | None] | None:
-    """The destination for `hop_table`, None if it was not reached."""
+def target_of(done: Fields, address: str) -> Target | None:
+    """The destination for `hop_table`, None if it was not reached. A daemon that tells the mean only has one time."""
     if whole(done.get("dest_ttl")) is None:
         return None
-    return address or "client", number(done.get("path_rtt_ms"))
+    times = done.get("path_rtt")
+    times = times if isinstance(times, Mapping) else {}
+    mean = number(done.get("path_rtt_ms"))
+    last, best, worst, jitter = (number(times.get(f"{name}_ms")) for name in ("last", "best", "worst", "jitter"))
+    return Target(address or "client", mean if last is None else last, best, mean, worst, jitter)
 
 
 # --- the live screen ------------------------------------------------------------------------------------------------
@@ -143,7 +170,7 @@ def heading(client: Client) -> Text:
                 what += [(f"{', ' if client.done else ''}{_LATER[client.state]}", "dim")]
         case "connected":
             what = ["connected"]
-    named = f" {client.id}  " if client.address else "  "
+    named = f" {client.id}  " if client.address and client.id else "  "
     line = text((f"{_MARKS[client.state]} ", style), (client.address or client.id, "bold"), (named, "dim"), *what)
     line.no_wrap, line.overflow = True, "ellipsis"
     return line
@@ -209,7 +236,8 @@ def hop_line(row: Row, hop: Fields) -> str:
     rtt = number(hop.get("rtt_ms"))
     parts = [f"{row.ttl:>2}", f"{printable(router or '*'):<15}"]
     parts.append(f"{milliseconds(rtt)} ms" if rtt is not None else "(no answer)" if not router else "")
-    parts += [printable(_name(row)), f"({', '.join(printable(note) for note in row.notes)})" if row.notes else ""]
+    remarks = ", ".join(map(printable, row.remarks))
+    parts += [printable(_name(row)), f"({remarks})" if remarks else ""]
     return "  ".join(part for part in parts if part).rstrip()
 
 

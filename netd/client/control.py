@@ -197,7 +197,7 @@ class ControlClient:
     async def recent_events(self, *, limit: int = 1000) -> list[ServerEvent]:
         """The notices the daemon still keeps, oldest first, at most the last `limit`.
 
-        An unknown id makes the daemon say `missed` under its own newest id; all up to that one is then asked for.
+        The id 0-0 makes the daemon say `missed` under its own newest id; all up to that one is then asked for.
         """
         newest = await self._newest_id()
         boot, _, serial = newest.rpartition("-")

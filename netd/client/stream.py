@@ -51,8 +51,8 @@ class ServerEvent:
         return str(self.data.get("service") or "")
 
     def as_json(self) -> dict[str, Any]:
-        """One flat object, as `netctl --json` prints it."""
-        return {"event": self.kind, "id": self.id, **self.data}
+        """One flat object, as `netctl --json` prints it. Streams that cannot be resumed have no ids."""
+        return {"event": self.kind, **({"id": self.id} if self.id else {}), **self.data}
 
 
 class EventStream:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from netd.net.limits import HttpLimits
+from netd.net.http_limits import HttpLimits
 from netd.section import Listen, Section, fixed, live, replace
 
 _NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?$")

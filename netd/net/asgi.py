@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import h11
     import trio
 
-    from netd.net.limits import HttpLimits
+    from netd.net.http_limits import HttpLimits
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from netd.net.asgi import App, Message, Scope
-    from netd.net.limits import HttpLimits
+    from netd.net.http_limits import HttpLimits
 
 READ = 16384
 """Bytes read at once: little enough that the smallest chunks in it do not hold the event loop for long."""

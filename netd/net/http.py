@@ -26,7 +26,7 @@ import trio
 
 from netd.net.asgi import App, Ends, Message, Peer, Receive, Refused, Scope, Send, check_head, request_scope
 from netd.net.exchange import READ, Exchange, Line, Lost
-from netd.net.limits import HttpLimits
+from netd.net.http_limits import HttpLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable

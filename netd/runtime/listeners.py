@@ -72,6 +72,10 @@ _ADVICE = {
     errno.ENOENT: "its directory does not exist",
     errno.EAFNOSUPPORT: "this machine has no such kind of address (is IPv6 off?)",
 }
+_ADVICE_UNIX = {
+    errno.EADDRINUSE: "another program listens there already (ss -lxp shows which)",
+    errno.EACCES: "permission denied (the daemon's user must be able to write in its directory)",
+}
 
 log = structlog.get_logger("netd.listeners")
 
@@ -333,7 +337,8 @@ class Leases:
                     self._owner._unlease(bound, self, abandon=fresh)
                 raise
         except OSError as error:
-            why = _ADVICE.get(error.errno or 0) or (error.strerror or str(error)).lower()
+            advice = _ADVICE | (_ADVICE_UNIX if listen.address.startswith("unix:") else {})
+            why = advice.get(error.errno or 0) or (error.strerror or str(error)).lower()
             raise PrepareFailed(self.service, f"cannot listen on {listen.address}: {why}") from error
         listener = Listener(self, trio.socket.from_stdlib_socket(own), bound.address, listen)
         bound.leases.add(self)

@@ -32,9 +32,9 @@ from netd.control.config import ControlConfig, MetricsConfig
 from netd.errors import ConfigError, ConfigProblem
 from netd.logs import LogConfig
 from netd.runtime.config import RestartPolicy
-from netd.section import Section, fixed
+from netd.section import OVERRIDE_FILE, Section, fixed
 from netd.services.trace.config import TraceConfig
-from netd.settings.overrides import FILE_NAME, stage_override
+from netd.settings.overrides import stage_override
 from netd.settings.overrides import text_with as override_with
 from netd.settings.problems import ENV_PREFIX, by_place, explain, section_of
 from netd.settings.sources import (
@@ -47,7 +47,7 @@ from netd.settings.sources import (
     files_of,
     toml_source,
 )
-from netd.settings.tomlkeys import join_key
+from netd.wire.tomlkeys import join_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -260,7 +260,7 @@ def _override_source(
         if changes:
             problems.append(ConfigProblem("state_directory", "cannot keep settings without a state directory"))
         return None
-    file = directory / FILE_NAME
+    file = directory / OVERRIDE_FILE
     if changes:
         try:
             source = toml_source(Settings, override_with(directory, changes), str(file), problems)

@@ -19,18 +19,17 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from netd.errors import ConfigError, ConfigProblem
-from netd.settings.tomlkeys import join_key, split_key
+from netd.section import OVERRIDE_FILE
+from netd.wire.tomlkeys import join_key, split_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-FILE_NAME = "override.toml"
 
 log = structlog.get_logger("netd.settings")
 
 _HEADER = """\
 # Written by the daemon (netctl config set); what stands here wins over every other source. Comments are not kept.
-# To take a setting back: netctl config set KEY with no value, or remove its line and reload.
+# To take a setting back: netctl config set --unset KEY; or remove its line here, and netctl reload.
 """
 
 
@@ -39,7 +38,7 @@ def text_with(directory: Path, changes: Mapping[str, Any]) -> str:
 
     Raises ConfigError for what TOML cannot say and for a file that cannot be read as it is.
     """
-    values = _read(directory / FILE_NAME)
+    values = _read(directory / OVERRIDE_FILE)
     problems: list[ConfigProblem] = []
     for dotted, value in changes.items():
         try:
@@ -95,7 +94,7 @@ def stage_override(directory: Path, changes: Mapping[str, Any]) -> StagedOverrid
     Raises ConfigError as `text_with` does, and when the file cannot be written.
     """
     text = text_with(directory, changes)
-    file = directory / FILE_NAME
+    file = directory / OVERRIDE_FILE
     try:
         return StagedOverride(file, _written(file, text.encode()))
     except OSError as error:

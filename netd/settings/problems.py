@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, SecretBytes, SecretStr
 
 from netd.errors import ConfigProblem
-from netd.settings.tomlkeys import join_key
+from netd.wire.tomlkeys import join_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
     from netd.settings.sources import Owners, Source
-    from netd.settings.tomlkeys import Path as KeyPath
+    from netd.wire.tomlkeys import Path as KeyPath
 
 ENV_PREFIX = "NETD_"
 _SHOWN = 60  # characters of a value that are quoted
@@ -68,9 +68,12 @@ def variable_of(key: Iterable[str]) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ " (did you mean NAME?)" for the closest known name, "" if none is close."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
-    return f" (did you mean {close[0]}?)" if close else ""
+    """ " (did you mean NAME?)" for the closest known name, "" if none is close. What all variables begin with makes no
+    two of them alike.
+    """
+    of_tail = {other.removeprefix(ENV_PREFIX): other for other in known}
+    close = difflib.get_close_matches(name.removeprefix(ENV_PREFIX), list(of_tail), n=1, cutoff=0.75)
+    return f" (did you mean {of_tail[close[0]]}?)" if close else ""
 
 
 # --- pydantic's findings ---------------------------------------------------------------------------------------------

@@ -26,8 +26,8 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from netd.errors import ConfigProblem
 from netd.settings.problems import ENV_PREFIX, did_you_mean, keys_of, variable_of
-from netd.settings.tomlkeys import Path as KeyPath
-from netd.settings.tomlkeys import scan
+from netd.wire.tomlkeys import Path as KeyPath
+from netd.wire.tomlkeys import scan
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence

@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from netd.net.path import TraceOptions
+from netd.net.paths.path import TraceOptions
 from netd.net.sockdiag import tcp_info
 from tests.support.carriers import PlainCarrier
 from tests.support.lab import Lab, why_not
 from tests.support.tracing import addresses, tracer_in
 
 if TYPE_CHECKING:
-    from netd.net.tracer import Tracer
+    from netd.net.paths.tracer import Tracer
 
 TOOLS = {
     "traceroute -q1": ["traceroute", "-n", "-q", "1", "{target}"],

@@ -115,6 +115,14 @@ def test_no_daemon_is_one_sentence_and_its_own_exit_code(tmp_path):
     assert ended.stderr.count("\n") == 1
 
 
+def test_whether_the_socket_may_be_used_is_the_daemons_sentence_not_misuse(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)  # root may read everything
+    ended = CliRunner().invoke(root, ["--socket", str(tmp_path / "file"), "health"])
+    assert ended.exit_code == 69
+    assert ended.stderr.startswith("netctl: cannot reach the daemon: ")
+
+
 def test_with_json_an_error_is_json_too(tmp_path):
     api = FakeApi(tmp_path).refuse("PATCH", "/v1/config", 422, "config", "cannot be 0", "trace.max_hops")
     with api.serving():

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
 import tomllib
+from pathlib import Path
 
+import click
 import pytest
 
+import netd
 from netd.cli.config import brief_toml, parse_value
+from netd.cli.log import LOGGERS, level, log
 from netd.cli.main import NOUNS
+from netd.settings import Settings
 from tests.support.fakeapi import Answer, sse
 
 UNIT = {
@@ -107,6 +113,30 @@ def test_tables_fit_a_narrow_terminal(api, netctl):
     assert max(len(line) for line in said.splitlines()) <= 60
     assert "trace" in said
     assert "2001:db8::5" in said.replace("\n", "")
+
+
+@pytest.mark.parametrize("columns", [60, 52])
+def test_on_a_narrow_terminal_addresses_stay_whole_and_restarts_go_first(api, netctl, columns):
+    addresses = ["[2001:db8:1234:5678::9abc]:8080", "192.0.2.117:50312"]
+    api.answer("GET", "/v1/services", {"services": [UNIT | {"addresses": addresses}]})
+    said = netctl("services", COLUMNS=str(columns)).stdout
+    assert max(len(line) for line in said.splitlines()) <= columns
+    assert all(address in said for address in addresses)
+    assert "● running" in said
+    assert "RESTARTS" not in said
+    assert "RESTARTS" in netctl("services", COLUMNS="90").stdout
+    assert addresses[0] in netctl("services", COLUMNS="40").stdout, "rather too wide than cut"
+
+
+def test_on_a_narrow_terminal_ids_of_changes_stay_whole(api, netctl):
+    error = {"kind": "conflict", "message": "cannot do this, and that takes a good many words to say"}
+    failed = CHANGE | {"id": "0123abcd-1234", "status": "failed", "error": error, "kind": "config.patch"}
+    api.answer("GET", "/v1/changes", {"changes": [failed | {"target": "trace.max_hops, trace.rounds, log.level"}]})
+    said = netctl("changes", COLUMNS="60").stdout
+    assert max(len(line) for line in said.splitlines()) <= 60
+    assert "0123abcd-1234" in said
+    assert "failed" in said
+    assert " ".join(said.split()).endswith("to say")
 
 
 def test_a_pipe_gets_whole_rows(api, netctl):
@@ -249,6 +279,29 @@ def test_config_show_is_toml_with_origins(api, netctl):
     assert "# colour is not set" in said
 
 
+def test_config_shows_permissions_in_octal(api, netctl):
+    changed = [{"path": "control.mode", "running": 432, "configured": 384, "effect": "fixed"}]
+    api.answer("GET", "/v1/config", VIEW | {"values": {"control": {"mode": 432, "max": 432}}})
+    api.answer("GET", "/v1/config/diff", {"changes": changed})
+    assert tomllib.loads(netctl("config", "show").stdout)["control"] == {"mode": 0o660, "max": 432}
+    assert "mode = 0o660" in netctl("config", "show").stdout
+    assert netctl("config", "get", "control.mode").stdout == "0o660\n"
+    assert netctl("config", "get", "control.max").stdout == "432\n"
+    assert "0o660" in netctl("config", "diff").stdout
+    assert "0o600" in netctl("config", "diff").stdout
+
+
+def test_a_key_with_dots_in_it_is_shown_and_found(api, netctl):
+    view = VIEW | {
+        "values": {"log": {"loggers": {"netd.trace": "debug"}}},
+        "origins": {'log.loggers."netd.trace"': "/etc/netd/netd.toml:3"},
+    }
+    api.answer("GET", "/v1/config", view)
+    assert '"netd.trace" = "debug"  # /etc/netd/netd.toml:3' in netctl("config", "show").stdout
+    assert netctl("config", "get", 'log.loggers."netd.trace"').stdout == "debug\n"
+    assert netctl("config", "get", 'log.loggers."netd.trace').exit_code == 66
+
+
 def test_config_show_of_one_section(api, netctl):
     api.answer("GET", "/v1/config", VIEW)
     assert netctl("config", "show", "log").stdout.startswith('level = "info"')
@@ -356,8 +409,24 @@ def test_config_check_and_diff_tell_what_a_reload_would_do(api, netctl):
     said = netctl("config", "check")
     assert said.exit_code == 0
     assert "needs a restart" in said.stdout
+    assert "a reload would be refused: only a restart changes control.socket\n" in said.stdout
+    assert "a reload would change" not in said.stdout
     assert "needs a restart" in netctl("config", "diff").stdout
     assert netctl("config", "diff").stdout == "no difference: what is on disk is running\n"
+
+
+def test_config_check_tells_what_a_reload_would_change(api, netctl):
+    api.answer("POST", "/v1/config/check", {"ok": True, "problems": [], "changes": CHANGES[:1]})
+    said = netctl("config", "check").stdout
+    assert "a reload would change:\n" in said
+    assert "refused" not in said
+
+
+def test_config_diff_of_broken_files_is_the_daemons_refusal(api, netctl):
+    api.refuse("GET", "/v1/config/diff", 422, "config", "netd.toml:7: trace.x: unknown\nnetd.toml:9: y: unknown")
+    said = netctl("config", "diff")
+    assert (said.exit_code, said.stdout) == (78, "")
+    assert said.stderr == "netctl: netd.toml:7: trace.x: unknown\n  netd.toml:9: y: unknown\n"
 
 
 def test_config_schema_is_json(api, netctl):
@@ -417,6 +486,14 @@ def test_metrics_are_prometheus_text(api, netctl):
     assert netctl("metrics", "netd_").stdout.encode() == METRICS.partition(b"# HELP other")[0]
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_metrics_of_no_such_name(api, netctl, options):
+    api.answer("GET", "/v1/metrics", Answer(METRICS))
+    said = netctl("metrics", "nosuch", *options)
+    assert (said.exit_code, said.stdout) == (66, "")
+    assert "cannot find a metric whose name begins with 'nosuch'" in said.stderr
+
+
 def test_metrics_as_json(api, netctl):
     api.answer("GET", "/v1/metrics", Answer(METRICS), Answer(b"} garbage {"))
     families = json.loads(netctl("metrics", "--json").stdout)["metrics"]
@@ -435,6 +512,32 @@ def test_log_levels_are_shown_and_set(api, netctl):
     assert api.requests[-1].body == {"level": None, "logger": ""}
 
 
+@pytest.mark.parametrize(
+    ("logger", "hint"),
+    [
+        ("netd", None),
+        ("netd.trace", None),
+        ("netd.services.trace", "(did you mean netd.trace?)"),
+        ("netd.trcae", "(did you mean netd.trace?)"),
+        ("zzz", "no logger zzz;"),
+    ],
+)
+def test_a_level_for_a_logger_that_is_not_there_is_set_with_a_hint(api, netctl, logger, hint):
+    api.answer("PUT", "/v1/log", {"level": "info", "loggers": {logger: "debug"}})
+    said = netctl("log", "level", "debug", "--logger", logger)
+    assert said.exit_code == 0
+    assert (hint in said.stderr) if hint else (said.stderr == "")
+    assert netctl("log", "level", "debug", "--logger", logger, "--json").stderr == ""
+
+
+def test_the_loggers_that_netctl_knows_are_those_of_the_daemon():
+    sources = Path(netd.__file__).parent.rglob("*.py")
+    named = {name for file in sources for name in re.findall(r'^log = .*get_logger\("(.+)"\)', file.read_text(), re.M)}
+    assert set(LOGGERS) == named | {f"netd.{service}" for service in Settings().services()}
+    with click.Context(log) as ctx:
+        assert all(f"netd.{service}" in level.get_help(ctx) for service in Settings().services())
+
+
 @pytest.mark.parametrize("arguments", [["loud"], ["debug", "--reset"], ["--logger", "netd"]])
 def test_log_level_misused(api, netctl, arguments):
     assert netctl("log", "level", *arguments).exit_code == 2
@@ -450,6 +553,12 @@ def test_completion_scripts_ask_netctl(netctl, shell):
     assert said.exit_code == 0
     assert f"_NETCTL_COMPLETE={shell}_complete" in said.stdout
     assert "%(" not in said.stdout
+
+
+def test_fish_keeps_descriptions_with_commas(netctl):
+    script = netctl("completion", "fish").stdout
+    assert 'string split --max 1 "," $completion' in script
+    assert 'string split ","' not in script
 
 
 def test_bash_takes_its_script(netctl, tmp_path):

@@ -71,6 +71,7 @@ RECORD = {
     "method": "udp",
     "dest_ttl": 3,
     "path_rtt_ms": 8.1,
+    "path_rtt": {"best_ms": 7.5, "mean_ms": 8.1, "worst_ms": 9.2, "last_ms": 7.9, "jitter_ms": 0.5},
     "rounds": 4,
     "probes": 9,
     "elapsed_ms": 3.0,
@@ -113,7 +114,7 @@ def test_show(api, netctl):
         "TTL ROUTER RTT ms BEST MEAN WORST JITTER LOSS",
         "1 10.0.1.1 1.20 1.00 1.20 1.50 0.250 25 %",
         "2 10.0.2.1 +1 1.20 1.00 1.20 1.50",
-        "3 198.51.100.3:4000 8.10 ← destination",
+        "3 198.51.100.3:4000 7.90 7.50 8.10 9.20 0.500 ← destination",
     ]
     assert json.loads(netctl("trace", "show", "00trace00", "--json").stdout) == RECORD
 
@@ -121,6 +122,63 @@ def test_show(api, netctl):
 def test_show_of_nothing(api, netctl):
     api.refuse("GET", "/v1/trace/traces/x", 404, "not-found", "cannot find trace x")
     assert netctl("trace", "show", "x").exit_code == 66
+
+
+def test_an_id_of_no_form_is_one_that_nothing_has(api, netctl):
+    message = "cannot accept id: string should match pattern '^[0-9a-hjkmnp-tv-z]{9}$'"
+    api.refuse("GET", "/v1/trace/traces/zzz", 422, "invalid", message, "id")
+    api.refuse("POST", "/v1/trace/clients/zzz/trace", 422, "invalid", message, "id")
+    api.refuse("GET", "/v1/trace/traces", 422, "invalid", message, "before")
+    api.refuse("GET", "/v1/trace/traces", 422, "invalid", message, "client")
+    api.refuse("GET", "/v1/trace/traces", 422, "invalid", message, "limit")
+    shown = netctl("trace", "show", "zzz")
+    assert (shown.exit_code, shown.stdout) == (66, "")
+    assert shown.stderr == "netctl: cannot find trace 'zzz': no such trace id (netctl trace list lists them)\n"
+    assert "no such client id" in netctl("trace", "clients", "zzz").stderr
+    given = ("trace", "list", "--before", "yyy", "--client", "zzz")
+    assert "cannot find trace 'yyy'" in netctl(*given).stderr
+    assert "cannot find client 'zzz'" in netctl(*given).stderr
+    assert netctl(*given).stderr == f"netctl: {message}\n", "another field is none of this"
+
+
+def test_the_id_of_trace_clients_is_optional(netctl):
+    assert "[ID]" in netctl("trace", "clients", "--help").stdout
+
+
+def test_on_a_narrow_terminal_lists_keep_ids_and_addresses_whole(api, netctl):
+    address = "[2001:db8:1234:5678:9abc:def0:1234:5678]:50312"
+    client = {"client_id": "c12345678", "address": address, "connected": NOW - 60, "state": "idle", "traces": 2}
+    api.answer("GET", "/v1/trace/traces", {"traces": [RECORD | {"client_id": "c12345678"}]}, {"traces": [RECORD]})
+    api.answer("GET", "/v1/trace/clients", {"clients": [client]})
+    said = netctl("trace", "list", COLUMNS="60").stdout
+    assert max(len(line) for line in said.splitlines()) <= 60
+    assert all(word in said for word in ("00trace00", "198.51.100.3:4000", "8.10", "reached"))
+    assert not any(word in said for word in ("CLIENT", "METHOD"))
+    clients = netctl("trace", "clients", COLUMNS="60").stdout
+    assert f"c12345678  {address}" in clients
+    assert max(len(line) for line in clients.splitlines()) <= 60
+
+
+def test_a_silent_router_a_limiting_one_and_an_answer_of_another_trace(api, netctl):
+    silent = ROW | {"kind": "silent", "router": None, "answered": 0, "lost": 0, "limited": 0, "loss_percent": None}
+    hops = [
+        silent | {"ttl": 1, "silent": 4},
+        silent | {"ttl": 2, "limited": 4},  # an older record: it knew no silence
+        ROW | {"ttl": 3, "router": "10.0.3.1", "lost": 0, "limited": 1},
+        ROW | {"ttl": 4, "router": "10.0.4.1", "kind": "shared"},
+    ]
+    api.answer("GET", "/v1/trace/traces/t", RECORD | {"hops": hops, "dest_ttl": 5})
+    lines = words(netctl("trace", "show", "t").stdout)
+    assert ["rate limited" in line for line in lines[4:8]] == [False, False, True, False]
+    assert all(line.startswith(f"{ttl} (silent)") for ttl, line in enumerate(lines[4:6], 1))
+    assert lines[7].endswith(" shared")
+
+
+def test_a_trace_that_ended_early_says_how_many_rounds_were_done(api, netctl):
+    early = RECORD | {"rounds": 3, "rounds_wanted": 10, "reason": "closed"}
+    api.answer("GET", "/v1/trace/traces/t", early, RECORD | {"rounds_wanted": 4})
+    assert "3 hops, the connection ended, 3 of 10 rounds, path" in netctl("trace", "show", "t").stdout
+    assert "of 4" not in netctl("trace", "show", "t").stdout
 
 
 def test_clients_and_one_more_trace(api, netctl):
@@ -209,6 +267,13 @@ def test_run_as_json(api, netctl):
     api.answer("POST", "/v1/trace/run", sse(("hop", {"ttl": 1}), ("done", DONE), hold=True))
     lines = [json.loads(line) for line in netctl("trace", "run", "192.0.2.9", "--json").stdout.splitlines()]
     assert [line["event"] for line in lines] == ["hop", "done"]
+
+
+def test_run_as_json_has_no_ids_where_the_stream_has_none(api, netctl):
+    stream = b'event: hop\ndata: {"ttl": 1}\n\nevent: done\ndata: {}\n\n'
+    api.answer("POST", "/v1/trace/run", Answer(stream, headers={"content-type": "text/event-stream"}, hold=True))
+    lines = [json.loads(line) for line in netctl("trace", "run", "192.0.2.9", "--json").stdout.splitlines()]
+    assert lines == [{"event": "hop", "ttl": 1}, {"event": "done"}]
 
 
 def test_run_refused_in_the_middle(api, netctl):
@@ -308,7 +373,7 @@ def test_run_on_a_terminal(tmp_path):
     with api.serving():
         terminal = Terminal(api, "trace", "run", "192.0.2.9")
         assert terminal.finish() == 0
-    assert "192.0.2.9" in terminal.plain()
+    assert "● 192.0.2.9  2 hops" in terminal.plain(), "the address once"
     assert "10.0.1.1" in terminal.plain()
 
 

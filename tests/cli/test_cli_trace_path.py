@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from netd.cli.trace_path import MAX_ADDRESSES, MAX_TTL, Route, notes, snake
-from netd.cli.trace_view import event_line, screen
+from netd.cli.trace_view import event_line, heading, hop_line, screen
 from netd.cli.trace_watch import MAX_CLIENTS, Watch
 
 
@@ -74,6 +74,20 @@ def test_rate_limiting_is_no_loss():
     assert (row.loss_percent, row.notes) == (0, ["rate limited"])
 
 
+def test_a_router_that_never_answered_is_not_called_rate_limited_in_the_end():
+    route = route_of(hop(1, limited=True))
+    route.see_rows({"hops": [{"ttl": 1, "router": None, "answered": 0, "silent": 1, "loss_percent": None}]})
+    assert rows(route)[1].notes == []
+
+
+def test_a_shared_answer_is_marked_until_the_router_answers_itself():
+    route = route_of(hop(1, "10.0.1.1", 1.0, kind="shared", nat=True))
+    assert rows(route)[1].remarks == ["NAT", "shared"]
+    assert hop_line(rows(route)[1], {"router": "10.0.1.1", "rtt_ms": 1.0}).endswith("(NAT, shared)")
+    route.see_hop(hop(1, "10.0.1.1", 1.0, round=2))
+    assert rows(route)[1].remarks == ["NAT"]
+
+
 def test_a_shared_answer_proves_nothing_about_this_round():
     route = route_of(hop(2, "10.0.2.1", 1.0, kind="shared"), hop(1))
     route.end({})
@@ -117,6 +131,8 @@ def test_names_come_later_and_only_to_their_router():
         ({"mpls": [{"label": 16}, {"label": 300}]}, ["MPLS 16/300"]),
         ({"limited": 0, "answered": 3}, []),
         ({"limited": 2, "answered": 1}, ["rate limited"]),
+        ({"limited": 4, "answered": 0}, []),
+        ({"limited": True}, ["rate limited"]),
         ({"quoted_tos": 0, "next_mtu": 1400}, ["TOS 0", "MTU 1400"]),
     ],
 )
@@ -193,6 +209,7 @@ def test_a_clients_stay():
     assert (client.state, client.done, [row.router for row in client.route.rows()]) == ("tracing", {}, ["10.0.9.1"])
     watch.see("clientGone", {"clientId": "c1", "reason": "closed"})
     assert client.state == "gone"
+    assert heading(client).plain.startswith("○ 192.0.2.1:1 c1  "), "leaving is no failure"
 
 
 def test_a_hop_of_a_client_that_was_there_before_the_watch():

@@ -16,9 +16,11 @@ from structlog.testing import capture_logs
 from netd.control.access import AccessPolicy
 from netd.control.app import create_app
 from netd.control.config import ControlConfig
-from netd.errors import Conflict
+from netd.errors import Conflict, PrepareFailed
 from netd.net.http import HttpLimits, serve
 from netd.net.rest import Content, RequestBody, Write
+from netd.runtime.listeners import Listeners
+from netd.section import Listen
 from tests.control.conftest import NOBODY
 from tests.support.host import FakeHost
 from tests.support.http import Peer, SocketListener, request
@@ -68,6 +70,20 @@ for line in ("GET /v1/status", "POST /v1/reload"):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another account, which only root can")
+async def test_a_socket_that_is_taken_comes_with_the_command_that_shows_by_whom(tmp_path):
+    address = f"unix:{tmp_path / 's'}"
+    listeners = Listeners(health=FakeHost().health)
+    try:
+        await listeners.lease("control").open(Listen(address=address))
+        with pytest.raises(PrepareFailed, match=r"another program listens there already \(ss -lxp shows which\)"):
+            await listeners.lease("other").open(Listen(address=address))
+        taken = await listeners.lease("trace").open(Listen(address="127.0.0.1:0"))
+        with pytest.raises(PrepareFailed, match=r"\(ss -ltnp shows which\)"):
+            await listeners.lease("other").open(Listen(address=taken.address))
+    finally:
+        listeners.close()
+
+
 async def test_another_account_is_seen_as_what_it_is(tmp_path_factory):
     directory = tmp_path_factory.mktemp("open")
     for parent in (directory, *list(directory.parents)[:2]):

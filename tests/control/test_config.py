@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from netd.control.config import ControlConfig, MetricsConfig
-from netd.net.limits import HttpLimits
+from netd.net.http_limits import HttpLimits
 from netd.section import Effect, effect_of
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from contextlib import asynccontextmanager
 
 import pytest
@@ -123,13 +124,43 @@ async def test_a_reader_that_comes_back_too_late_is_told_what_it_missed(control,
         assert (await again.next())["id"] == "b007-13", "resuming from a `missed` loses nothing more"
 
 
-async def test_an_id_of_another_run_has_missed_and_goes_on_live(control, host, autojump_clock):
+async def test_an_id_of_another_run_goes_on_from_the_start_of_this_one(control, host, autojump_clock):
     for _ in range(2):
         host.bus.publish(Tick())
     async with events(control) as (connect, _, _):
         stream = await connect().open("/v1/events?since=dead-77")
+        host.bus.publish(Tock())
+        assert [(await stream.next())["id"] for _ in range(3)] == ["b007-1", "b007-2", "b007-3"]
+
+
+async def test_an_id_of_another_run_has_missed_only_what_is_no_longer_kept(control, host, autojump_clock):
+    for _ in range(20):  # the bus of these tests keeps 8
+        host.bus.publish(Tick())
+    async with events(control) as (connect, _, _):
+        stream = await connect().open("/v1/events?since=dead-77")
         missed = await stream.next()
-        assert (missed["event"], json.loads(missed["data"])["count"]) == ("missed", 2)
+        assert (missed["event"], json.loads(missed["data"])["count"]) == ("missed", 12)
+        assert (await stream.next())["id"] == "b007-13"
+
+
+async def test_a_past_larger_than_what_waits_for_a_slow_reader_is_told_whole(control, host, autojump_clock):
+    host.bus._history = deque(maxlen=4096)  # as many as the daemon keeps
+    for _ in range(3000):
+        host.bus.publish(Tick())
+    async with events(control) as (connect, _, _):
+        stream = await connect().open("/v1/events?since=dead-77")
+        assert [(await stream.next())["id"] for _ in range(3000)] == [f"b007-{n}" for n in range(1, 3001)]
+
+
+@pytest.mark.parametrize("published", [0, 2, 20])
+async def test_the_id_of_no_notice_asks_where_the_stream_stands(published, control, host, autojump_clock):
+    for _ in range(published):
+        host.bus.publish(Tick())
+    async with events(control) as (connect, _, _):
+        stream = await connect().open("/v1/events?since=0-0")
+        newest = await stream.next()
+        assert (newest["event"], newest["id"]) == ("missed", f"b007-{published}")
+        assert json.loads(newest["data"])["count"] == published
         host.bus.publish(Tock())
         assert (await stream.next())["event"] == "tock"
 

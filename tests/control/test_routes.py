@@ -191,11 +191,64 @@ async def test_patching_what_changed_meanwhile_is_a_conflict(root, host):
 
 
 @pytest.mark.parametrize(
-    "body", [{}, [], "x", {"nodots": 1}, {"A.b": 1}, {"a.": 1}, {"a..b": 1}, {"a.b\n": 1}, {"../a.b": 1}]
+    "body",
+    [
+        {},
+        [],
+        "x",
+        {"": 1},
+        {"a.": 1},
+        {"a..b": 1},
+        {"a.b\n": 1},
+        {"../a.b": 1},
+        {'a."b': 1},
+        {'a."\x1b"': 1},
+        {"a b": 1},
+        {"a" * 201: 1},
+    ],
 )
-async def test_patching_takes_dotted_keys_only(body, root, host):
+async def test_patching_takes_keys_of_toml_only(body, root, host):
     assert error_of(await root.patch("/v1/config", json=body), 422)["kind"] == "invalid"
     assert host.asked == []
+
+
+@pytest.mark.parametrize(
+    ("key", "asked"),
+    [
+        ("state_directory", "state_directory"),
+        ('log.loggers."netd.trace"', 'log.loggers."netd.trace"'),
+        ('log."level"', "log.level"),
+    ],
+)
+async def test_any_key_of_toml_may_be_patched(key, asked, root, host):
+    assert (await root.patch("/v1/config?wait=60", json={key: "debug"})).json()["status"] == "done"
+    assert host.asked == [("patch", {asked: "debug"}, None)]
+
+
+async def test_what_cannot_be_set_is_told_in_the_words_of_who_set_it(root, host):
+    file = "/var/lib/netd/override.toml"
+    host.fail = ConfigError(
+        [
+            ConfigProblem("trace.max_hops", "cannot be 99", f"{file}:7"),
+            ConfigProblem("trace.listen.0.address", "cannot be 1", f"{file}:8"),
+            ConfigProblem("trace", "cannot be so", f"{file}:5"),
+            ConfigProblem("trace.listen", "cannot write None in TOML"),
+            ConfigProblem("log.levle", "unknown key", f"{file}:3"),
+            ConfigProblem("", "cannot change a file that cannot be read", file),
+            ConfigProblem("trace.max_hops", "cannot be 98", "netd.toml:4"),
+        ]
+    )
+    response = await root.patch("/v1/config?wait=60", json={"trace.max_hops": 99, "trace.listen": [{"address": 1}]})
+    assert response.status_code == 422
+    assert response.json()["error"]["message"].splitlines() == [
+        "config set: trace.max_hops: cannot be 99",
+        "config set: trace.listen.0.address: cannot be 1",
+        "config set: trace: cannot be so",
+        "config set: trace.listen: cannot write None in TOML",
+        f"{file}: log.levle: unknown key",
+        f"{file}: cannot change a file that cannot be read",
+        "netd.toml:4: trace.max_hops: cannot be 98",
+    ]
 
 
 async def test_a_check_tells_problems_or_changes(user, host):
@@ -215,6 +268,13 @@ async def test_a_check_tells_problems_or_changes(user, host):
 async def test_diff_and_schema(user):
     assert [one["path"] for one in (await user.get("/v1/config/diff")).json()["changes"]] == ["trace.max_hops"]
     assert (await user.get("/v1/config/schema")).json()["type"] == "object"
+
+
+async def test_what_cannot_be_read_does_not_pass_for_no_difference(user, host):
+    host.problems = [ConfigProblem("trace.x", "unknown", "netd.toml:7")]
+    response = await user.get("/v1/config/diff")
+    assert response.status_code == 422
+    assert response.json()["error"] == {"kind": "config", "message": "netd.toml:7: trace.x: unknown", "path": "trace.x"}
 
 
 # --- log levels -------------------------------------------------------------------------------------------------------

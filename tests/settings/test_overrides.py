@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netd.errors import ConfigError
-from netd.settings.overrides import FILE_NAME, stage_override, text_with
-from netd.settings.tomlkeys import join_key
+from netd.section import OVERRIDE_FILE
+from netd.settings.overrides import stage_override, text_with
+from netd.wire.tomlkeys import join_key
 
 
 def written(directory):
-    return tomllib.loads((directory / FILE_NAME).read_text())
+    return tomllib.loads((directory / OVERRIDE_FILE).read_text())
 
 
 def test_keys_are_set_changed_and_taken_back(tmp_path):
@@ -31,11 +32,15 @@ def test_keys_are_set_changed_and_taken_back(tmp_path):
     assert written(tmp_path) == {"trace": {"max_hops": 25}}, "a table left empty goes with its last key"
 
 
+def test_the_file_says_how_a_setting_is_taken_back(tmp_path):
+    assert "netctl config set --unset KEY" in stage_override(tmp_path, {"trace.max_hops": 20}).commit().read_text()
+
+
 def test_only_the_owner_reads_it_and_no_temporary_file_stays(tmp_path):
     file = stage_override(tmp_path, {"trace.max_hops": 20}).commit()
 
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert [entry.name for entry in tmp_path.iterdir()] == [FILE_NAME]
+    assert [entry.name for entry in tmp_path.iterdir()] == [OVERRIDE_FILE]
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -49,7 +54,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
         stage_override(tmp_path, {"trace.max_hops": 21}).commit()
 
     assert written(tmp_path) == {"trace": {"max_hops": 20}}
-    assert [entry.name for entry in tmp_path.iterdir()] == [FILE_NAME]
+    assert [entry.name for entry in tmp_path.iterdir()] == [OVERRIDE_FILE]
 
 
 def test_a_directory_that_is_not_there_is_said(tmp_path):
@@ -58,10 +63,10 @@ def test_a_directory_that_is_not_there_is_said(tmp_path):
 
 
 def test_a_file_that_cannot_be_read_is_not_overwritten(tmp_path):
-    (tmp_path / FILE_NAME).write_text("half a lin")
+    (tmp_path / OVERRIDE_FILE).write_text("half a lin")
     with pytest.raises(ConfigError, match="cannot change a file that cannot be read"):
         stage_override(tmp_path, {"trace.max_hops": 20}).commit()
-    assert (tmp_path / FILE_NAME).read_text() == "half a lin"
+    assert (tmp_path / OVERRIDE_FILE).read_text() == "half a lin"
 
 
 def test_everything_toml_cannot_say_is_refused_at_once(tmp_path):

@@ -19,7 +19,7 @@ from netd.control.config import ControlConfig
 from netd.errors import ConfigError
 from netd.services.trace.config import TraceConfig
 from netd.settings import Settings, load, schema, stage_override
-from netd.settings.problems import section_of
+from netd.settings.problems import did_you_mean, keys_of, section_of, variable_of
 from netd.settings.sources import MAX_BYTES, MAX_FILES
 
 ROOT = Path(__file__).parents[2]
@@ -246,6 +246,11 @@ def test_every_mistake_of_every_source_at_once(host):
         "credential netd.trase.names: unknown key (did you mean netd.trace.names?)",
         "netd_log__level: unknown variable (did you mean NETD_LOG__LEVEL?)",
     ]
+
+
+@pytest.mark.parametrize("variable", ["NETD_FOO", "NETD_BOG", "NETD_LO__HOP"])
+def test_a_variable_that_resembles_none_gets_no_guess(variable):
+    assert "did you mean" not in did_you_mean(variable, [variable_of(key) for key in keys_of(Settings)])
 
 
 def test_an_unknown_key_is_told_for_each_file_that_has_it(host):

@@ -1,19 +1,39 @@
 """GET and PATCH /v1/config, POST /v1/config/check, GET /v1/config/diff and /schema, POST /v1/reload."""
 
+import re
 from dataclasses import dataclass
 from functools import partial
+from pathlib import PurePath
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Request, Response
-from pydantic import BaseModel, Field, JsonValue, StringConstraints
+from pydantic import AfterValidator, BaseModel, Field, JsonValue, WithJsonSchema
 
 from netd.control.changes import Changes, ChangeView
-from netd.control.host import ConfigChange, ConfigView, Host
+from netd.control.host import ConfigChange, ConfigView, Host, ReloadResult
 from netd.control.routes.changes import CHANGE, answer
-from netd.errors import ConfigProblem
+from netd.errors import ConfigError, ConfigProblem
 from netd.net.rest import Read, Wait, Write
+from netd.section import OVERRIDE_FILE
+from netd.wire.tomlkeys import join_key, split_key
 
-Key = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)+$", max_length=200)]
+_PART = r'([A-Za-z0-9_-]+|"[A-Za-z0-9_.-]+")'
+_KEY = rf"^{_PART}(\.{_PART})*$"
+_MOST = 200  # characters of a key
+
+
+def _as_key(key: str) -> str:
+    """The key in its one spelling. ValueError for what is none."""
+    if len(key) > _MOST or not re.fullmatch(_KEY, key):
+        raise ValueError(f"cannot read {key[:_MOST]!r} as a key: write section.name, a part with dots in it in quotes")
+    return join_key(split_key(key))
+
+
+Key = Annotated[
+    str,
+    AfterValidator(_as_key),
+    WithJsonSchema({"type": "string", "pattern": _KEY, "maxLength": _MOST}),
+]
 
 Values = Annotated[
     dict[Key, JsonValue],
@@ -21,8 +41,8 @@ Values = Annotated[
         min_length=1,
         max_length=256,
         json_schema_extra={"additionalProperties": False},
-        description="Dotted keys and their new values; null: back to what the files say.",
-        examples=[{"trace.max_hops": 20, "trace.rounds": None}],
+        description="Keys as in TOML, and their new values; null: back to what the files say.",
+        examples=[{"trace.max_hops": 20, "trace.rounds": None, 'log.loggers."netd.trace"': "debug"}],
     ),
 ]
 
@@ -41,7 +61,7 @@ class ConfigCheckView:
 
 
 class ConfigDiff(BaseModel):
-    changes: list[ConfigChange] = Field(description="What a reload would change, if the files have no problems.")
+    changes: list[ConfigChange] = Field(description="What a reload would change.")
 
 
 def router(host: Host, changes: Changes) -> APIRouter:
@@ -64,7 +84,7 @@ def router(host: Host, changes: Changes) -> APIRouter:
         if_match: IfMatch = None,
     ) -> ChangeView:
         """Set keys in override.toml and reload; nothing stays of it if the reload is refused."""
-        operation = partial(host.config_patch, dict(values), _etag(if_match))
+        operation = partial(_patch, host, values, _etag(if_match))
         change = changes.begin("config.patch", ", ".join(values)[:200], operation, caller)
         return await answer(change, wait, request, response)
 
@@ -76,8 +96,11 @@ def router(host: Host, changes: Changes) -> APIRouter:
 
     @routes.get("/config/diff")
     async def diff_config(caller: Read) -> ConfigDiff:
-        """What differs between the files and what runs."""
-        return ConfigDiff(changes=(await host.config_check()).changes)
+        """What differs between the files and what runs. 422 if the files cannot be used: then nobody can tell."""
+        check = await host.config_check()
+        if check.problems:
+            raise ConfigError(check.problems)
+        return ConfigDiff(changes=check.changes)
 
     @routes.get("/config/schema")
     async def config_schema(caller: Read) -> dict[str, Any]:
@@ -91,6 +114,36 @@ def router(host: Host, changes: Changes) -> APIRouter:
         return await answer(change, wait, request, response)
 
     return routes
+
+
+async def _patch(host: Host, values: dict[str, Any], etag: str | None) -> ReloadResult:
+    try:
+        return await host.config_patch(values, etag)
+    except ConfigError as error:
+        keys = [split_key(key) for key in values]
+        raise ConfigError([_as_asked(problem, keys) for problem in error.problems]) from error
+
+
+def _as_asked(problem: ConfigProblem, keys: list[tuple[str, ...]]) -> ConfigProblem:
+    """A problem in the words of who set these keys. The override file was only to be written: what was asked for stands
+    on none of its lines, and what it holds already may stand on others."""
+    file, _, line = problem.source.rpartition(":")
+    staged = line.isdecimal() and PurePath(file).name == OVERRIDE_FILE
+    if problem.source and not staged:
+        return problem
+    if any(_overlap(problem.path, key) for key in keys):
+        return ConfigProblem(problem.path, problem.message, "config set")
+    return ConfigProblem(problem.path, problem.message, file if staged else "")
+
+
+def _overlap(path: str, key: tuple[str, ...]) -> bool:
+    """Whether a problem's path is a key, or in it, or around it."""
+    try:
+        parts = split_key(path)
+    except ValueError:  # "": the configuration as a whole
+        return False
+    shared = min(len(parts), len(key))
+    return parts[:shared] == key[:shared]
 
 
 def _etag(header: str | None) -> str | None:

@@ -5,7 +5,11 @@
     data: {"service", "time", ...the notice's own fields}
 
 A client that comes back with the last id it saw (Last-Event-ID, or ?since=) goes on where it was, as far as the bus
-remembers; what it lost is counted by one "missed".
+remembers; what it lost is counted by one "missed". With an id of another run of the daemon it is told of this run from
+its start: how many notices of the other run it did not see, nobody knows any more.
+
+The id 0-0, which no notice ever has, asks where the stream stands: the answer is "missed" under the newest id, with the
+count of all notices so far, and then what happens from now on.
 """
 
 import re
@@ -28,6 +32,10 @@ ServiceName = Annotated[str | None, Query(max_length=64, description="Only notic
 Since = Annotated[str | None, Query(max_length=64, description="As Last-Event-ID, which it overrules.")]
 LastEventId = Annotated[str | None, Header(alias="Last-Event-ID", max_length=64, description="Go on after this id.")]
 
+_NOWHERE = "0-0"
+_WAITING = 1024  # notices that may wait for a slow reader, beside those of the past that it asked for
+_MOST_PAST = 8192  # of those: as many as the bus will ever keep
+
 _ID = re.compile(r"^([0-9a-f]{1,32})-([0-9]{1,15})$")
 
 
@@ -44,30 +52,29 @@ def router(host: Host, *, boot: str) -> APIRouter:
     ) -> EventStream:
         """What happens, as it happens."""
         # "from now on" is from here: the stream subscribes only once it has begun to answer
-        position, foreign = _position(since or last_event_id, host.bus.serial, boot)
-        return EventStream(_notices(host, position, foreign, boot, frozenset(kind), service))
+        id = since or last_event_id
+        position = _position(id, host.bus.serial, boot)
+        return EventStream(_notices(host, position, id == _NOWHERE, boot, frozenset(kind), service))
 
     return routes
 
 
-def _position(id: str | None, now: int, boot: str) -> tuple[int, bool]:
-    """The serial to go on after, and whether `id` is of another run of the daemon."""
-    if id is None:
-        return now, False
+def _position(id: str | None, now: int, boot: str) -> int:
+    """The serial to go on after."""
+    if id is None or id == _NOWHERE:
+        return now
     match = _ID.match(id)
     if match is None:
         raise ControlError(f'cannot go on after {id!r}: an event id reads "BOOT-SERIAL"', path="since")
-    if match[1] != boot:
-        return now, True
-    return min(int(match[2]), now), False
+    return min(int(match[2]), now) if match[1] == boot else 0
 
 
 async def _notices(
-    host: Host, position: int, foreign: bool, boot: str, kinds: frozenset[str], service: str | None
+    host: Host, position: int, lost: bool, boot: str, kinds: frozenset[str], service: str | None
 ) -> AsyncGenerator[ServerEvent, None]:
-    with host.bus.subscribe(since=position) as subscription:
-        if foreign:
-            # how many went unseen before this run, nobody knows: those of this run at least
+    past = min(host.bus.serial - position, _MOST_PAST)
+    with host.bus.subscribe(since=position, buffer=_WAITING + past) as subscription:
+        if lost:
             yield _event(Stamped(position, time.time(), Missed(count=position)), boot)
         async for stamped in subscription:
             notice = stamped.notice

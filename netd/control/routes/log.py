@@ -1,4 +1,4 @@
-"""GET and PUT /v1/log: log levels, changed while the daemon runs. They last until it ends or [log] is reloaded."""
+"""GET and PUT /v1/log: log levels, changed while the daemon runs. They last until it ends, or are taken back."""
 
 from typing import Annotated, Literal
 

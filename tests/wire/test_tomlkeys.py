@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netd.settings.tomlkeys import join_key, scan, split_key
+from netd.wire.tomlkeys import join_key, scan, split_key
 
 
 def paths_in(value, path=()):
