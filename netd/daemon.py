@@ -146,7 +146,8 @@ class Daemon:
             await outer.start(self._supervisor.run)
             await self._start_services()
             listeners.drop_unclaimed()
-            if (interval := systemd.watchdog_interval()) is not None and self._notifier.active:
+            # in this order: an embedded daemon leaves its program's environment alone
+            if self._notifier.active and (interval := systemd.watchdog_interval()) is not None:
                 await outer.start(systemd.watchdog, self._notifier, interval, self._supervisor.pulse)
             if not self._stop.is_set():
                 self._state = "running"

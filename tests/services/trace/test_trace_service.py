@@ -585,18 +585,3 @@ async def test_file_descriptors_come_back() -> None:
 def test_a_notice_leaves_out_what_is_not_known() -> None:
     notice: Any = HopSeen(client_id="c", trace_id="t", round=1, ttl=3, router=None, rtt_ms=None, hop_kind="silent")
     assert notice.as_json() == {"clientId": "c", "traceId": "t", "round": 1, "ttl": 3, "kind": "silent"}
-
-
-async def test_a_carriers_socket_outlives_its_rounds_and_ends_with_the_session() -> None:
-    """The tracer looks after the socket's error queue by it, for as long as something may come (looped.py)."""
-    tracer = ScriptedTracer()
-    async with serving(tracer, rounds=2, interval=0.1) as house:
-        async with house.client() as client:
-            while (await client.next())["type"] != "clientDone":
-                pass
-            assert len(tracer.sockets) == 2
-            assert tracer.sockets[0] is tracer.sockets[1], "one descriptor for a session, however many rounds"
-            assert tracer.sockets[0].fileno() >= 0
-        with trio.fail_after(PATIENCE):
-            while tracer.sockets[0].fileno() >= 0:
-                await trio.lowlevel.checkpoint()
