@@ -82,7 +82,9 @@ class Reloaded(Notice):
 
 
 class Daemon:
-    """One daemon, for one `run`. Everything but `stop` is for the Trio thread that runs it, while it runs."""
+    """One daemon, for one `run`. All of it is for the Trio thread that runs it, while it runs; from another thread call
+    `trio.from_thread.run_sync(daemon.stop, trio_token=...)`.
+    """
 
     version = __version__
 
@@ -151,8 +153,8 @@ class Daemon:
                 await outer.start(systemd.watchdog, self._notifier, interval, self._supervisor.pulse)
             if not self._stop.is_set():
                 self._state = "running"
-            self._notifier.ready(self._summary())
-            log.info("netd is running", version=self.version, sources=self._loaded.sources or "defaults", **control)
+                self._notifier.ready(self._summary())
+                log.info("netd is running", version=self.version, sources=self._loaded.sources or "defaults", **control)
             task_status.started(self)
             await self._stop.wait()
 
@@ -405,7 +407,7 @@ async def open(settings: Settings | Mapping[str, Any] | None = None) -> AsyncIte
         async with trio.open_nursery() as nursery:
             await nursery.start(daemon.run)
             yield daemon
-            daemon.stop()
+            daemon._stop.set()  # not stop(): after one of the program's own it would be the second
     except BaseExceptionGroup as group:
         raise sole(group) from None
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 from structlog.testing import capture_logs
+from trio_websocket import ConnectionClosed
 
 import netd
 from netd.client import ControlClient
@@ -52,6 +53,26 @@ async def test_stop_ends_the_notices():
                 seen.append(notice)
     changes = [notice for notice in seen if isinstance(notice, UnitChanged)]
     assert [change.state for change in changes if change.service == "trace"] == ["draining", "stopped"]
+
+
+async def test_leaving_after_a_stop_still_drains():
+    """It must not be taken for a second, impatient stop."""
+    codes = []
+
+    async def client(address, *, task_status):
+        async with websocket(f"ws://{address}/") as ws:
+            task_status.started()
+            try:
+                while True:
+                    await ws.get_message()
+            except ConnectionClosed as closed:
+                codes.append(closed.reason.code)
+
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery, netd.open(LOOPBACK) as daemon:
+            await nursery.start(client, daemon.addresses("trace")[0])
+            daemon.stop()
+    assert codes == [1001]
 
 
 async def test_what_the_program_raises_comes_out_as_it_is():
