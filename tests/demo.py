@@ -41,7 +41,8 @@ def main() -> int:
     if "--inside" not in sys.argv and os.geteuid() != 0:
         return in_user_namespace()
 
-    from tests.support.lab import Lab, why_not
+    from tests.support.lab import Lab
+    from tests.support.netns import why_not
 
     if reason := why_not():
         print(f"demo: {reason}", file=sys.stderr)
@@ -64,10 +65,10 @@ def in_user_namespace() -> int:
 
 def laboratory(lab):
     """The lab with delay where that is possible."""
-    try:
-        os.close(os.open("/dev/net/tun", os.O_RDWR))
-    except OSError as error:
-        print(f"demo: links without delay, /dev/net/tun cannot be opened ({error.strerror})\n")
+    from tests.support.lab import why_no_tun
+
+    if reason := why_no_tun():
+        print(f"demo: links without delay ({reason})\n")
         return lab(routers=ROUTERS)
     return lab(routers=ROUTERS, delay=DELAY)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import stat
@@ -16,6 +15,7 @@ import trio
 from trio_websocket import ConnectionClosed
 
 from netd.errors import RequestFailed
+from tests.support.accounts import why_not_nobody
 from tests.support.process import PATIENCE, NetdProcess, Systemd
 from tests.support.websocket import websocket
 
@@ -259,7 +259,7 @@ async def test_the_watchdog_is_fed_while_the_loop_is_healthy(tmp_path):
         await netd.systemd.until(WATCHDOG="1")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to ask as somebody else")
+@pytest.mark.skipif(why_not_nobody() is not None, reason=str(why_not_nobody()))
 async def test_whoever_runs_it_by_hand_may_write_and_others_may_not(tmp_path):
     tmp_path.chmod(0o755)
     for parent in list(tmp_path.parents)[:3]:

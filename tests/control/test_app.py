@@ -22,6 +22,7 @@ from netd.net.rest import Content, RequestBody, Write
 from netd.runtime.listeners import Listeners
 from netd.section import Listen
 from tests.control.conftest import NOBODY
+from tests.support.accounts import why_not_nobody
 from tests.support.host import FakeHost
 from tests.support.http import Peer, SocketListener, request
 
@@ -69,7 +70,6 @@ for line in ("GET /v1/status", "POST /v1/reload"):
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another account, which only root can")
 async def test_a_socket_that_is_taken_comes_with_the_command_that_shows_by_whom(tmp_path):
     address = f"unix:{tmp_path / 's'}"
     listeners = Listeners(health=FakeHost().health)
@@ -84,6 +84,7 @@ async def test_a_socket_that_is_taken_comes_with_the_command_that_shows_by_whom(
         listeners.close()
 
 
+@pytest.mark.skipif(why_not_nobody() is not None, reason=str(why_not_nobody()))
 async def test_another_account_is_seen_as_what_it_is(tmp_path_factory):
     directory = tmp_path_factory.mktemp("open")
     for parent in (directory, *list(directory.parents)[:2]):

@@ -34,9 +34,12 @@ from typing import Self
 
 from pyroute2 import IPRoute
 
-from tests.support.netns import Namespace, why_no_rules, why_not
+from tests.support import netns
+from tests.support.netns import Namespace, why_no_rules
 
-__all__ = ["Lab", "why_no_rules", "why_not"]
+__all__ = ["Lab", "why_no_rules", "why_no_tun", "why_not"]
+
+TUN = "/dev/net/tun"
 
 _TUNSETIFF, _TUNSETPERSIST, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x400454CB, 0x0001, 0x1000
 _IFA_F_NODAD = 0x02
@@ -90,6 +93,20 @@ table inet firewall {
   }
 }
 """
+
+
+def why_no_tun() -> str | None:
+    """Why links can have no delay here; None if they can."""
+    try:
+        os.close(os.open(TUN, os.O_RDWR))
+    except OSError as error:
+        return f"needs {TUN}, for links with delay: {error.strerror}"
+    return None
+
+
+def why_not() -> str | None:
+    """Why not every lab can be built here, as a sentence for a skipped test; None if it can."""
+    return netns.why_not() or why_no_tun()
 
 
 class Lab:
@@ -336,7 +353,7 @@ class Lab:
 
 
 def _open_tun(name: str) -> int:
-    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    fd = os.open(TUN, os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI))
         # closing a device takes tens of milliseconds; this way it goes with its namespace, which nobody waits for

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from netd.net.paths.path import TraceOptions
+from tests.support.accounts import why_not_nobody
 from tests.support.carriers import PlainCarrier
 from tests.support.lab import Lab, why_no_rules, why_not
 from tests.support.tracing import addresses, tracer_in
@@ -145,7 +145,7 @@ trio.run(main)
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
+@pytest.mark.skipif(why_not_nobody() is not None, reason=str(why_not_nobody()))
 async def test_a_process_that_really_has_no_capability(lab, tmp_path):
     server, client, _ = lab.connect()
     with server, client:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import socket
 import ssl
 import subprocess
@@ -142,12 +141,13 @@ async def test_closing_twice_is_fine(lab, far_server):
 @pytest.mark.parametrize(
     ("host", "why"),
     [
-        ("a..b", "cannot look up 'a..b': it is no host name"),
-        (".example.org", "cannot look up"),
-        ("x" * 70 + ".example", "cannot look up"),
-        ("127.0.0.1", "cannot connect to 127.0.0.1 port 1: connection refused"),
+        ("a..b", r"cannot look up 'a\.\.b': it is no host name"),
+        (".example.org", r"cannot look up '\.example\.org'"),
+        ("x" * 70 + ".example", "cannot look up 'xxx"),
+        # in a fresh network namespace even loopback is down
+        ("127.0.0.1", r"cannot connect to 127\.0\.0\.1 port 1: (connection refused|network is unreachable)"),
     ],
 )
 async def test_what_is_wrong_with_a_target_is_said(host, why):
-    with pytest.raises(OSError, match=re.escape(why)):
+    with pytest.raises(OSError, match=why):
         await open_carrier(host, 1)
