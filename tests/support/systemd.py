@@ -23,7 +23,7 @@ class FakeSystemd:
         self._socket.setblocking(False)
 
     def read(self) -> list[dict[str, str]]:
-        """The messages since the last call, each as its assignments; acts on FDSTORE, FDSTOREREMOVE and BARRIER."""
+        """The messages since the last call, each as its assignments; acts on FDSTORE and FDSTOREREMOVE."""
         fresh = []
         while True:
             fds = array.array("i")

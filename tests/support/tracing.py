@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import trio
 
-from netd.net.paths.tracer import Tracer, TracerLimits
+from netd.net.paths.tracer import Tracer
+
+if TYPE_CHECKING:
+    from netd.net.paths.budget import TracerLimits
 
 
 @asynccontextmanager

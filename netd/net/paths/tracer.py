@@ -25,8 +25,7 @@ import trio
 
 from netd.net.linux import ESTABLISHED, cookie_of
 from netd.net.paths import fallback, outgoing
-from netd.net.paths.budget import Bucket
-from netd.net.paths.budget import TracerLimits as TracerLimits
+from netd.net.paths.budget import Bucket, TracerLimits
 from netd.net.paths.inflight import Flight
 from netd.net.paths.looped import (
     Acknowledgement,
@@ -92,7 +91,7 @@ class Tracer:
         self._open_socket = open_socket
         self._receivers: dict[bool, Receivers] = {}
         self._methods: tuple[Method, ...] = ()
-        self._unprivileged_reason: str | None = None
+        self._unprivileged: tuple[str, str] | None = None
         self._nursery: trio.Nursery | None = None
         self._flights: dict[tuple[bool, int], list[Flight]] = {}
         """(v6, local port) -> rounds inside connections."""
@@ -122,7 +121,12 @@ class Tracer:
     @property
     def unprivileged_reason(self) -> str | None:
         """Why "tcp" is not possible, as a sentence that says what to grant; None when it is possible."""
-        return self._unprivileged_reason
+        return None if self._unprivileged is None else "; ".join(self._unprivileged)
+
+    @property
+    def unprivileged(self) -> tuple[str, str] | None:
+        """The same in its two parts: why, and what to grant."""
+        return self._unprivileged
 
     @property
     def sweeping(self) -> int:
@@ -132,7 +136,7 @@ class Tracer:
     def snapshot(self) -> TracerSnapshot:
         return TracerSnapshot(
             methods=self._methods,
-            unprivileged_reason=self._unprivileged_reason,
+            unprivileged_reason=self.unprivileged_reason,
             running=self._turns.borrowed_tokens,
             waiting=self._turns.statistics().tasks_waiting,
             traces=self._finished,
@@ -169,14 +173,14 @@ class Tracer:
                 _log.info("raw sockets not available", family="ipv6" if v6 else "ipv4", error=str(error))
         if self._receivers:  # one family may be absent from the host altogether
             self._methods = ("tcp", "udp", "syn")
-            self._unprivileged_reason = None
+            self._unprivileged = None
             return
         self._methods = ("udp", "syn")
         if isinstance(problem, PermissionError):
             advice = "grant CAP_NET_RAW (systemd: AmbientCapabilities=CAP_NET_RAW)"
         else:
             advice = "a kernel with raw and packet sockets is needed"
-        self._unprivileged_reason = f"cannot trace inside connections: raw sockets were refused ({problem}); {advice}"
+        self._unprivileged = (f"cannot trace inside connections: raw sockets were refused ({problem})", advice)
 
     async def open_carrier(
         self, host: str, port: int, *, send: Literal["auto", "http", "tls"] = "auto"

@@ -21,6 +21,7 @@ from trio_websocket import wrap_server_stream
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection
 
+from netd.net.linux import TCP_SAVED_SYN
 from netd.services.trace.admission import refusal
 from netd.services.trace.stream import GOODBYE, ClientStream
 
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
     from netd.services.trace.certificates import Certificate
     from netd.services.trace.config import TraceConfig
     from netd.services.trace.tracing import Shared
-
-TCP_SAVED_SYN = 28
-"""linux/tcp.h: read it, once."""
 
 _LIBRARY_QUEUE = 1
 """Messages the WebSocket library may hold; the session reads them at once."""

@@ -28,6 +28,7 @@ from trio_websocket import ConnectionClosed, HandshakeError
 from wsproto.utilities import ProtocolError as WebSocketProtocolError
 
 from netd.errors import NotFound
+from netd.net.linux import TCP_SAVE_SYN
 from netd.runtime.service import ServiceType
 from netd.services.trace.certificates import Certificate
 from netd.services.trace.config import TraceConfig
@@ -46,8 +47,6 @@ if TYPE_CHECKING:
     from netd.net.paths.tracer import Tracer
     from netd.runtime.service import Context
 
-TCP_SAVE_SYN = 27
-"""linux/tcp.h: keep the SYN of accepted connections."""
 _SORRY = b"cannot serve another client now: as many as may be are here\n"
 _BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 10\r\nConnection: close\r\n"
@@ -223,14 +222,11 @@ class TraceService:
             shared.tracer.limits, traces=config.max_traces, probes_per_second=config.probes_per_second
         )
         self._history.configure(config.history)
-        reason = shared.tracer.unprivileged_reason
-        if reason is not None and config.method in ("auto", "tcp"):
-            # the tracer's sentence ends with what to do about it, which has a place of its own here
-            message, _, grant = reason.partition("; ")
+        unprivileged = shared.tracer.unprivileged
+        if unprivileged is not None and config.method in ("auto", "tcp"):
+            message, grant = unprivileged
             meanwhile = "traces use a flow of their own" if config.method == "auto" else "traces end at once"
-            self._context.health.warn(
-                "unprivileged", message, advice=f"{grant}; until then {meanwhile}" if grant else f"for now {meanwhile}"
-            )
+            self._context.health.warn("unprivileged", message, advice=f"{grant}; until then {meanwhile}")
         else:
             self._context.health.clear("unprivileged")
 

@@ -21,8 +21,9 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, connect_websocket
 from wsproto.utilities import LocalProtocolError
 
+from netd.net.paths.budget import TracerLimits
 from netd.net.paths.path import Carrier, Hop, Path, TraceOptions
-from netd.net.paths.tracer import TracerLimits, TracerSnapshot
+from netd.net.paths.tracer import TracerSnapshot
 from netd.runtime.bus import Bus, Notice
 from netd.runtime.health import Health
 from netd.runtime.listeners import Listeners
@@ -76,7 +77,7 @@ class ScriptedTracer:
         self.rounds: list[Round] = list(rounds) or [ROUTE]
         self.limits = TracerLimits()
         self.methods: tuple[Any, ...] = ("tcp", "udp", "syn")
-        self.unprivileged_reason: str | None = None
+        self.unprivileged: tuple[str, str] | None = None
         self.options: list[TraceOptions] = []
         self.saved_syns: list[bytes] = []
         self.peers: list[Any] = []
@@ -90,6 +91,10 @@ class ScriptedTracer:
         self.begun = trio.Event()
         self._carries = carries
         self._hold = hold
+
+    @property
+    def unprivileged_reason(self) -> str | None:
+        return None if self.unprivileged is None else "; ".join(self.unprivileged)
 
     async def trace(
         self,

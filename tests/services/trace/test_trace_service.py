@@ -435,7 +435,7 @@ async def test_a_larger_burst_reaches_addresses_that_used_theirs_up() -> None:
 
 async def test_missing_privilege_is_a_warning_that_says_what_to_grant() -> None:
     tracer = ScriptedTracer()
-    tracer.unprivileged_reason, tracer.methods = "cannot open raw sockets; grant CAP_NET_RAW", ("udp", "syn")
+    tracer.unprivileged, tracer.methods = ("cannot open raw sockets", "grant CAP_NET_RAW"), ("udp", "syn")
     async with serving(tracer) as house:
         (warning,) = house.health.warnings()
         assert warning.code == "trace.unprivileged"
