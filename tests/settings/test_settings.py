@@ -161,7 +161,9 @@ def test_relative_paths_start_where_netd_does(host, monkeypatch):
         ({"STATE_DIRECTORY": "/unit/a", "NETD_STATE_DIRECTORY": "/mine"}, "/mine"),
     ],
 )
-def test_the_state_directory_is_the_units_unless_it_is_configured(host, environ, expected):
+def test_the_state_directory_is_the_units_unless_it_is_configured(host, environ, expected, monkeypatch):
+    # where override.toml is looked for: this machine may have a netd of its own, whose file is not ours to read
+    monkeypatch.setattr("netd.settings.DEFAULT_STATE_DIRECTORY", host.root / "absent")
     assert load([host.file("x.toml", "")], environ=environ).settings.state_directory == Path(expected)
 
 
