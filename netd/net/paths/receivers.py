@@ -109,10 +109,14 @@ class Receivers:
             self._sockets.pop().close()
 
     def hold(self, port: int) -> None:
-        """Receive for this local port too. Every call is undone by a `release`."""
+        """Receive for this local port too. Every call is undone by a `release`; one that raises OSError needs none."""
         self._ports[port] += 1
         if self._ports[port] == 1 and self._lingering.pop(port, None) is None:
-            self._filter()
+            try:
+                self._filter()
+            except OSError:
+                del self._ports[port]
+                raise
 
     def release(self, port: int) -> None:
         self._ports[port] -= 1

@@ -151,3 +151,21 @@ async def test_a_packet_that_cannot_be_taken_in_ends_nothing(nursery):
         "cannot receive answers to probes for a moment",
         "cannot take in a packet",
     ]
+
+
+def test_a_filter_that_the_kernel_refuses_holds_no_port(namespace, monkeypatch):
+    shared = Receivers(v6=False, open_socket=namespace.socket)
+
+    def refuse(sock, program):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(receivers, "attach_filter", refuse)
+            with pytest.raises(OSError, match="allocate"):
+                shared.hold(8080)
+        assert shared.ports == set()
+        shared.hold(8080)
+        assert shared.ports == {8080}
+    finally:
+        shared.close()
