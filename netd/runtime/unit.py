@@ -333,8 +333,8 @@ class Unit:
             message = f"cannot start {self.name}: it was not serving after {seconds:g} s"
             log.error("service failed", service=self.name, why=message)
             self._cancel(coming, StartFailed(self.name, message))
-        if self._want.config is None:
-            return
+        if self._want.config is None or not self._will_do(coming, self._want.config):
+            return  # what is wanted by now is another, which has yet to be begun: this failure says nothing of it
         if self._current is None:
             self._failed(coming, now)
         else:

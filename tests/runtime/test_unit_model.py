@@ -119,3 +119,29 @@ async def _act(todo: list[tuple[str, object]], misbehaved: list[Behaviour]) -> N
 
 
 _ENDINGS = {"closed", "cancelled", "crashed", "returned", "drained", "unstarted"}
+
+
+def test_a_failure_of_what_is_no_longer_wanted_is_not_held_against_what_is() -> None:
+    """Both come at the same moment, in either order; the prepared generation was lost in one of them."""
+
+    async def once() -> None:
+        health = Health(bus := Bus())
+        shared = Shared(bus, health, Metrics(), cast("Any", None), Listeners(health=health))
+        script = Script()
+        script.then(Behaviour(), Behaviour(prepare_takes=1, build_fails=Mishap("old")), Behaviour(prepare_takes=1))
+        unit = Unit(script.type, ScriptConfig(), shared, policy=lambda: POLICY, jitter=lambda: 0.5)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(unit.run)
+            await unit.settled(unit.want(ScriptConfig()))
+            unit.want(ScriptConfig(size=2))
+            while script._count < 2:  # the one that is going to fail is being prepared
+                await trio.lowlevel.checkpoint()
+            generation = await unit.prepare(ScriptConfig(size=3))
+            settled = await unit.settled(unit.want(ScriptConfig(size=3), prepared=generation))
+            assert settled.outcome == "running"
+            assert unit.service is not None
+            assert unit.service.config == ScriptConfig(size=3)
+            nursery.cancel_scope.cancel()
+
+    for _ in range(20):
+        trio.run(once, clock=MockClock(autojump_threshold=0))
