@@ -1,0 +1,541 @@
+"""The message vocabulary of every transport, and its wire specification. Sans-IO; msgspec structs, tagged unions.
+
+    request = decode_request(payload, "json")          event = decode_event(payload, "messagepack")
+    payload = encode(message, "json")
+
+FORMATS. A message is one map, in JSON (RFC 8259, UTF-8) or in MessagePack, alone in its payload: a frame (u32 big-
+endian length, then the payload), a WebSocket message (text: JSON, binary: MessagePack), a frame on a QUIC stream. A
+client speaks the format of its first payload (`{` or white space begins JSON, anything else MessagePack), and answers
+come in it. Fields may stand in any order. Unknown fields are passed over, of a field given twice the last one counts,
+and one marked ? may be left out. Times are seconds, but `ts`, which is its sender's own business: ms by custom.
+
+TEXT AND BYTES. A channel is named by 1 to 255 bytes: `channel` where they are UTF-8, else `channel64`. Data is `data`
+if it is text or any JSON value, and `data64` if it is bytes. A field with 64 is base64 (RFC 4648 section 4, padded) in
+JSON and bin in MessagePack, where `data` may be bin as well. Of each pair exactly one is there. C stands for `channel`
+or `channel64` below, and D for `data` or `data64`. `data` nests at most 64 deep, with at most 131072 values in lists
+and maps; its integers fit 64 bits, its floats are finite, the keys of its maps are text; no ext. Bin deeper inside
+`data` is base64 text to those who get JSON.
+
+CLIENT TO DAEMON. Any may have ref? (text of at most 128, or an integer below 2**53), and is then answered by ok, error
+or what it asks for, with the same `ref`. Those with D, and text, may have priority? (0 to 255, lower first, 128) and
+ephemeral? (may be dropped when a receiver is slow, false).
+
+    hello        version (1), name?, token?, tags? (text to text, 32 at most), resume? (from an earlier welcome)
+    subscribe    C, recover? {epoch, offset}: also what came after that position
+    unsubscribe  C
+    publish      C, D
+    direct       to (a session's id, "name:NAME" or "tag:KEY=VALUE"), D
+    broadcast    D
+    text         text: to the application                 binary     D, bytes: to the application
+    list         C?                                       presence   C
+    history      C, since? {epoch, offset}, limit?
+    ping, pong   ts, pad? (ping: to be ignored)           close      code? (1000), reason?
+
+DAEMON TO CLIENT. `from` is the id of the session that sent it, absent where none did. `epoch` and `offset` are there
+where the channel has a history; another epoch is another history.
+
+    welcome      session, server, version, heartbeat? (0: none), resume? (a secret, for one hello)
+    message      C, from?, D, offset?, epoch?, tags?
+    direct, broadcast       from?, D                      joined, left   session, name?, C
+    clients      ref?, clients [{session, name?, transport?, tags?}]
+    presence     ref?, clients, C
+    history      ref?, epoch, offset (the newest there is), messages [message], C
+    text         text                                     binary     D
+    ping, pong   ts, pad?
+    ok           ref?; subscribe: C, epoch?, offset?, recovered?; publish, direct, broadcast: delivered? (sessions)
+    error        ref?, code, message: invalid, denied, not-found, too-large, rate, unsupported, too-many
+    close        code? (1000), reason?, retry_after?: the connection ends behind it
+
+Codes of close are those of RFC 6455 section 7.4.1, and 4008 too slow a reader, 4009 replaced by another connection,
+4010 removed. After an error the connection stays.
+
+EXAMPLES, read by the tests. `>` client to daemon, `<` daemon to client; below it the same in MessagePack, in hex, where
+that says something; `=` the whole frame of the JSON above it.
+
+    > {"type":"hello","version":1,"name":"alpha","tags":{"device":"alpha"}}
+    < {"type":"welcome","session":"3f0c","server":"netd","version":"0.1.0","heartbeat":25.0,"resume":"c2VjcmV0"}
+    > {"type":"subscribe","channel":"chat:room","recover":{"epoch":"x7","offset":2},"ref":1}
+    < {"type":"ok","channel":"chat:room","epoch":"x7","offset":2,"recovered":true,"ref":1}
+      86 a4 74797065 a2 6f6b a7 6368616e6e656c a9 636861743a726f6f6d a5 65706f6368 a2 7837 a6 6f6666736574 02
+      a9 7265636f7665726564 c3 a3 726566 01
+    > {"type":"publish","channel":"chat:room","data":"hi","ref":2}
+      84 a4 74797065 a7 7075626c697368 a7 6368616e6e656c a9 636861743a726f6f6d a4 64617461 a2 6869 a3 726566 02
+    < {"type":"message","channel":"chat:room","from":"3f0c","data":"hi","offset":3,"epoch":"x7"}
+    < {"type":"ok","delivered":1,"ref":2}
+    > {"type":"publish","channel64":"/wA=","data64":"aGk=","priority":0,"ephemeral":true}
+      85 a4 74797065 a7 7075626c697368 a9 6368616e6e656c3634 c4 02 ff00 a6 646174613634 c4 02 6869
+      a8 7072696f72697479 00 a9 657068656d6572616c c3
+    > {"type":"publish","channel":"a","data":null}
+      83 a4 74797065 a7 7075626c697368 a7 6368616e6e656c a1 61 a4 64617461 c0
+    > {"type":"direct","to":"tag:device=alpha","data":{"level":[1,-2,2.5,true]}}
+    < {"type":"direct","from":"3f0c","data":{"level":[1,-2,2.5,true]}}
+    > {"type":"broadcast","data":"all"}
+    < {"type":"broadcast","from":"3f0c","data":"all"}
+    > {"type":"text","text":"to the application"}
+    < {"type":"text","text":"to the application"}
+    > {"type":"binary","data64":"AAH/"}
+      82 a4 74797065 a6 62696e617279 a6 646174613634 c4 03 0001ff
+    < {"type":"binary","data64":"AAH/"}
+    > {"type":"list","ref":"a"}
+    < {"type":"clients","clients":[{"session":"3f0c","name":"alpha","transport":"framed"}],"ref":"a"}
+    > {"type":"presence","channel":"chat:room"}
+    < {"type":"presence","clients":[],"channel":"chat:room"}
+    > {"type":"history","channel":"chat:room","since":{"epoch":"x7","offset":2},"limit":10}
+    < {"type":"history","epoch":"x7","offset":3,"messages":[],"channel":"chat:room"}
+    < {"type":"history","epoch":"x7","offset":3,"messages":[{"type":"message","channel":"a","data":1}],"channel":"a"}
+    < {"type":"joined","session":"77aa","name":"beta","channel":"chat:room"}
+    < {"type":"left","session":"77aa","channel":"chat:room"}
+    > {"type":"unsubscribe","channel":"chat:room"}
+    > {"type":"ping","ts":1732190000000}
+      82 a4 74797065 a4 70696e67 a2 7473 cf 000001934e91d380
+      = 00000022 7b2274797065223a2270696e67222c227473223a313733323139303030303030307d
+    < {"type":"pong","ts":1732190000000}
+    < {"type":"error","code":"denied","message":"cannot publish to chat:room: ...","ref":2}
+    < {"type":"close","code":1001,"reason":"the daemon stops","retry_after":2.5}
+    > {"type":"close"}
+
+Left out: who may do what, and what follows from a message (hub/); bytes to payloads (framing.py).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from netd.errors import ProtocolError
+from netd.wire import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+VERSION = 1
+"""Of this vocabulary: what Hello.version says."""
+MAX_CHANNEL = 255
+"""Bytes of a channel's name."""
+MAX_NAME = 128
+"""Characters of a session's name, of a tag's key and of its value."""
+MAX_TAGS = 32
+MAX_REF = 128
+MAX_TOKEN = 8192
+MAX_REASON = 123
+"""Characters of a close reason; RFC 6455 section 5.5 leaves 123 bytes for it."""
+
+Format = Literal["json", "messagepack"]
+Data: TypeAlias = Any
+"""What a message carries: str is text, bytes is binary, anything else a JSON-like value."""
+
+
+class CloseCode(IntEnum):
+    """Why a connection ends; the numbers of RFC 6455 section 7.4.1 where it has one, used on every transport."""
+
+    NORMAL = 1000
+    GOING_AWAY = 1001
+    PROTOCOL = 1002
+    UNSUPPORTED = 1003
+    INVALID = 1007
+    POLICY = 1008
+    TOO_LARGE = 1009
+    INTERNAL = 1011
+    TRY_LATER = 1013
+    SLOW = 4008
+    REPLACED = 4009
+    KICKED = 4010
+
+
+ERROR_CODES = ("invalid", "denied", "not-found", "too-large", "rate", "unsupported", "too-many")
+
+# what a double counts exactly, so that JavaScript reads the same number
+_Exact: TypeAlias = Annotated[int, Meta(ge=-(2**53) + 1, le=2**53 - 1)]
+_Ref: TypeAlias = _Exact | Annotated[str, Meta(max_length=MAX_REF)]
+_Ts: TypeAlias = _Exact | Annotated[float, Meta(ge=-(2.0**53), le=2.0**53)]
+_Short: TypeAlias = Annotated[str, Meta(max_length=MAX_NAME)]
+_Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_CHANNEL)] | UnsetType
+_Name64: TypeAlias = Annotated[bytes, Meta(min_length=1, max_length=MAX_CHANNEL)] | UnsetType
+_Bytes: TypeAlias = bytes | UnsetType
+_Tags: TypeAlias = Annotated[dict[_Short, _Short], Meta(max_length=MAX_TAGS)]
+_Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53 - 1)]
+_Seconds: TypeAlias = Annotated[float, Meta(ge=0, le=1e9)]
+
+
+class Position(Struct, frozen=True):
+    """A place in a channel's history: what came after `offset` is newer. Another epoch is another history."""
+
+    epoch: _Short
+    offset: _Count
+
+
+class _Told(Struct, frozen=True, tag_field="type", omit_defaults=True):
+    """What a daemon says of its own accord."""
+
+
+class _Numbered(Struct, frozen=True, tag_field="type", omit_defaults=True, kw_only=True):
+    """A request, or an answer to one: `ref` is the client's own reference."""
+
+    ref: _Ref | None = None
+
+
+class _Sent(_Numbered, frozen=True, kw_only=True):
+    """A request that carries data."""
+
+    priority: Annotated[int, Meta(ge=0, le=255)] = 128
+    ephemeral: bool = False
+
+
+# --- client to daemon ------------------------------------------------------------------------------------------------
+
+
+class Hello(_Numbered, frozen=True, tag="hello"):
+    version: Annotated[int, Meta(ge=0, le=65535)] | _Short
+    name: _Short | None = None
+    token: Annotated[str, Meta(max_length=MAX_TOKEN)] | None = None
+    tags: _Tags | None = None
+    resume: _Short | None = None
+
+
+class Subscribe(_Numbered, frozen=True, tag="subscribe"):
+    channel: _Name = UNSET
+    channel64: _Name64 = UNSET
+    recover: Position | None = None
+
+
+class Unsubscribe(_Numbered, frozen=True, tag="unsubscribe"):
+    channel: _Name = UNSET
+    channel64: _Name64 = UNSET
+
+
+class Publish(_Sent, frozen=True, tag="publish"):
+    channel: _Name = UNSET
+    channel64: _Name64 = UNSET
+    data: Data | UnsetType = UNSET
+    data64: _Bytes = UNSET
+
+
+class SendDirect(_Sent, frozen=True, tag="direct"):
+    to: Annotated[str, Meta(min_length=1, max_length=2 * MAX_NAME + 5)]
+    data: Data | UnsetType = UNSET
+    data64: _Bytes = UNSET
+
+
+class SendBroadcast(_Sent, frozen=True, tag="broadcast"):
+    data: Data | UnsetType = UNSET
+    data64: _Bytes = UNSET
+
+
+class Text(_Sent, frozen=True, tag="text"):
+    text: str
+
+
+class Binary(_Sent, frozen=True, tag="binary"):
+    data: Data | UnsetType = UNSET
+    data64: _Bytes = UNSET
+
+
+class ListClients(_Numbered, frozen=True, tag="list"):
+    channel: _Name = UNSET
+    channel64: _Name64 = UNSET
+
+
+class AskPresence(_Numbered, frozen=True, tag="presence"):
+    channel: _Name = UNSET
+    channel64: _Name64 = UNSET
+
+
+class AskHistory(_Numbered, frozen=True, tag="history"):
+    channel: _Name = UNSET
+    channel64: _Name64 = UNSET
+    since: Position | None = None
+    limit: _Count | None = None
+
+
+# --- both ways -------------------------------------------------------------------------------------------------------
+
+
+class Ping(_Numbered, frozen=True, tag="ping"):
+    ts: _Ts
+    pad: str | None = None
+
+
+class Pong(_Numbered, frozen=True, tag="pong"):
+    ts: _Ts
+
+
+class Close(_Numbered, frozen=True, tag="close"):
+    code: Annotated[int, Meta(ge=1000, le=4999)] = 1000
+    reason: Annotated[str, Meta(max_length=MAX_REASON)] = ""
+    retry_after: _Seconds | None = None
+
+
+# --- daemon to client ------------------------------------------------------------------------------------------------
+
+
+class Welcome(_Told, frozen=True, tag="welcome"):
+    session: str
+    server: str
+    version: str
+    heartbeat: _Seconds = 0.0
+    resume: str | None = None
+
+
+class Message(_Told, frozen=True, tag="message", rename={"from_": "from"}):
+    channel: _Name = UNSET
+    channel64: _Name64 = UNSET
+    from_: str | None = None
+    data: Data | UnsetType = UNSET
+    data64: _Bytes = UNSET
+    offset: _Count | None = None
+    epoch: str | None = None
+    tags: _Tags | None = None
+
+
+class Direct(_Told, frozen=True, tag="direct", rename={"from_": "from"}):
+    from_: str | None = None
+    data: Data | UnsetType = UNSET
+    data64: _Bytes = UNSET
+
+
+class Broadcast(_Told, frozen=True, tag="broadcast", rename={"from_": "from"}):
+    from_: str | None = None
+    data: Data | UnsetType = UNSET
+    data64: _Bytes = UNSET
+
+
+class Joined(_Told, frozen=True, tag="joined"):
+    session: str
+    name: str | None = None
+    channel: _Name = UNSET
+    channel64: _Name64 = UNSET
+
+
+class Left(_Told, frozen=True, tag="left"):
+    session: str
+    name: str | None = None
+    channel: _Name = UNSET
+    channel64: _Name64 = UNSET
+
+
+class Client(Struct, frozen=True, omit_defaults=True):
+    session: str
+    name: str | None = None
+    transport: str = ""
+    tags: _Tags | None = None
+
+
+class Clients(_Numbered, frozen=True, tag="clients"):
+    clients: list[Client]
+
+
+class Presence(_Numbered, frozen=True, tag="presence"):
+    clients: list[Client]
+    channel: _Name = UNSET
+    channel64: _Name64 = UNSET
+
+
+class History(_Numbered, frozen=True, tag="history"):
+    epoch: str
+    offset: _Count
+    messages: list[Message]
+    channel: _Name = UNSET
+    channel64: _Name64 = UNSET
+
+
+class TextEvent(_Told, frozen=True, tag="text"):
+    text: str
+
+
+class BinaryEvent(_Told, frozen=True, tag="binary"):
+    data: Data | UnsetType = UNSET
+    data64: _Bytes = UNSET
+
+
+class Ok(_Numbered, frozen=True, tag="ok"):
+    channel: _Name = UNSET
+    channel64: _Name64 = UNSET
+    epoch: str | None = None
+    offset: _Count | None = None
+    recovered: bool | None = None
+    delivered: _Count | None = None
+
+
+class Error(_Numbered, frozen=True, tag="error"):
+    code: str
+    message: str
+
+
+Request: TypeAlias = (
+    Hello
+    | Subscribe
+    | Unsubscribe
+    | Publish
+    | SendDirect
+    | SendBroadcast
+    | Text
+    | Binary
+    | ListClients
+    | AskPresence
+    | AskHistory
+    | Ping
+    | Pong
+    | Close
+)
+Event: TypeAlias = (
+    Welcome
+    | Message
+    | Direct
+    | Broadcast
+    | Joined
+    | Left
+    | Clients
+    | Presence
+    | History
+    | TextEvent
+    | BinaryEvent
+    | Ping
+    | Pong
+    | Ok
+    | Error
+    | Close
+)
+
+_REQUESTS: dict[Format, Callable[[bytes], Any]] = {
+    "json": msgspec.json.Decoder(Request).decode,
+    "messagepack": msgspec.msgpack.Decoder(Request).decode,
+}
+_EVENTS: dict[Format, Callable[[bytes], Any]] = {
+    "json": msgspec.json.Decoder(Event).decode,
+    "messagepack": msgspec.msgpack.Decoder(Event).decode,
+}
+_ENCODERS: dict[Format, Callable[[Any], bytes]] = {
+    "json": msgspec.json.Encoder().encode,
+    "messagepack": msgspec.msgpack.Encoder().encode,
+}
+
+
+def decode_request(payload: bytes, format: Format) -> Request:
+    """What a client asks for. Raises ProtocolError (close 1007) and nothing else, whatever the bytes."""
+    return _decode(_REQUESTS, "request", payload, format)  # type: ignore[no-any-return]
+
+
+def decode_event(payload: bytes, format: Format) -> Event:
+    """What a daemon says. Raises ProtocolError (close 1007) and nothing else, whatever the bytes."""
+    return _decode(_EVENTS, "event", payload, format)  # type: ignore[no-any-return]
+
+
+def encode(message: Request | Event, format: Format) -> bytes:
+    """The payload of a message. Raises ProtocolError (origin "local") for `data` that the format has no form for.
+
+    Whatever was decoded can be encoded in both formats. NaN and infinity, which only our own code could put there, are
+    null in JSON.
+    """
+    try:
+        return _ENCODERS[format](message)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ProtocolError(f"cannot write a message as {format}: {str(error)[:200]}", origin="local") from None
+
+
+def channel_of(message: Any) -> bytes:
+    """The name of a message's channel. Of `list` and `ok` only where they have one."""
+    channel = message.channel
+    return message.channel64 if channel is UNSET else channel.encode()  # type: ignore[no-any-return]
+
+
+def data_of(message: Any) -> Data:
+    """What a message carries, whichever field it came in."""
+    if isinstance(message, (Text, TextEvent)):
+        return message.text
+    data = message.data
+    return message.data64 if data is UNSET else data
+
+
+def channel_fields(channel: bytes) -> dict[str, Any]:
+    """The keyword of the constructors that names this channel."""
+    try:
+        return {"channel": channel.decode()}
+    except UnicodeDecodeError:
+        return {"channel64": channel}
+
+
+def data_fields(data: Data) -> dict[str, Any]:
+    """The keyword of the constructors that takes this data."""
+    return {"data64": bytes(data)} if isinstance(data, (bytes, bytearray, memoryview)) else {"data": data}
+
+
+def sniff(first: bytes) -> Format:
+    """The format of whoever sends this as the first payload."""
+    return "json" if first.startswith(_JSON_BEGINS) else "messagepack"
+
+
+_JSON_BEGINS = (b"{", b" ", b"\t", b"\r", b"\n")
+
+
+# --- what msgspec does not check -------------------------------------------------------------------------------------
+
+
+def _decode(decoders: dict[Format, Callable[[bytes], Any]], what: str, payload: bytes, format: Format) -> Any:
+    try:
+        if format == "messagepack":
+            plain.check_messagepack(payload)
+        message = decoders[format](payload)
+        for check in _CHECKS.get(type(message), ()):
+            check(message)
+    except RecursionError:
+        reason = "nests too deep"
+    except ValueError as error:  # msgspec's errors are
+        # they quote what the peer sent
+        reason = "".join(char if char.isprintable() else "?" for char in str(error)[:200])
+    else:
+        return message
+    raise ProtocolError(f"cannot read the {what}: {reason}", close=CloseCode.INVALID)
+
+
+def _check_channel(message: Any) -> None:
+    if message.channel is UNSET and message.channel64 is UNSET:
+        raise ValueError("neither `channel` nor `channel64` is there")
+    _check_maybe_channel(message)
+
+
+def _check_maybe_channel(message: Any) -> None:
+    channel = message.channel
+    if channel is not UNSET:
+        if message.channel64 is not UNSET:
+            raise ValueError("`channel` and `channel64` are both there")
+        if not channel.isascii() and len(channel.encode()) > MAX_CHANNEL:
+            raise ValueError(f"`channel` has more than {MAX_CHANNEL} bytes")
+
+
+def _check_data(message: Any) -> None:
+    data = message.data
+    if data is UNSET:
+        if message.data64 is UNSET:
+            raise ValueError("neither `data` nor `data64` is there")
+    elif message.data64 is not UNSET:
+        raise ValueError("`data` and `data64` are both there")
+    elif type(data) is not str:
+        try:
+            plain.check(data)
+        except ValueError as error:
+            raise ValueError(f"{error} - in `data`") from None
+
+
+def _check_binary(message: Any) -> None:
+    _check_data(message)
+    if message.data is not UNSET and not isinstance(message.data, bytes):
+        raise ValueError("`data` is not bytes; use `data64`")
+
+
+def _check_messages(message: History) -> None:
+    for each in message.messages:
+        _check_channel(each)
+        _check_data(each)
+
+
+_CHECKS: dict[type, tuple[Callable[[Any], None], ...]] = {
+    **dict.fromkeys((Subscribe, Unsubscribe, AskPresence, AskHistory, Joined, Left, Presence), (_check_channel,)),
+    **dict.fromkeys((ListClients, Ok), (_check_maybe_channel,)),
+    **dict.fromkeys((Publish, Message), (_check_channel, _check_data)),
+    **dict.fromkeys((SendDirect, SendBroadcast, Direct, Broadcast), (_check_data,)),
+    **dict.fromkeys((Binary, BinaryEvent), (_check_binary,)),
+    History: (_check_channel, _check_messages),
+}
