@@ -1,0 +1,1 @@
+"""Who is connected and who hears what; pure: no sockets, the clock is an argument."""

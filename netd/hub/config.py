@@ -1,0 +1,196 @@
+"""The [hub] section: namespaces with their rules, tokens and what they permit, and what no session may exceed. Pure.
+
+Rules:
+- everything is `live`: a reload disturbs nobody, and holds from the next message on;
+- what is not allowed here is not possible for a client: without namespaces there are no channels for clients, and an
+  operation of no channel (direct, broadcast, clients) takes a token unless it says otherwise;
+- the namespace of a channel is what stands before the first ":" of its name; "" is that of names without one;
+- a token's secret stands here or in a file of its own; files are read by whoever builds the hub (tokens.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeAlias
+
+from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
+
+from netd.section import Section, live
+from netd.wire.messages import MAX_CHANNEL, MAX_NAME, MAX_TAGS
+
+if TYPE_CHECKING:
+    from netd.hub.outbox import OutboxRules
+
+MIN_SECRET = 16
+"""Characters. A shorter one could be guessed through the daemon itself."""
+
+Who: TypeAlias = Literal["anyone", "token", "nobody"]
+"""anyone: every session; token: sessions whose token permits it; nobody: the server side alone."""
+
+
+def _pattern(text: str) -> str:
+    if "*" in text[:-1]:
+        raise ValueError(f'cannot use the pattern {text!r}: "*" may only stand at its end ("chat:*")')
+    if not text or len(text.encode()) > MAX_CHANNEL + 1:
+        raise ValueError(f"cannot use the pattern {text!r}: a channel's name has 1 to {MAX_CHANNEL} bytes")
+    return text
+
+
+Pattern = Annotated[str, AfterValidator(_pattern)]
+"""A channel's name ("chat:lobby"), the beginning of names ("chat:*"), or every name ("*")."""
+Patterns = Annotated[list[Pattern], Field(max_length=256)]
+Short = Annotated[str, Field(max_length=MAX_NAME)]
+
+
+class Namespace(Section):
+    """One `[[hub.namespace]]` entry: the rules of every channel whose name begins with `name` and ":"."""
+
+    name: str = live(max_length=64, pattern=r"^[^:\s\x00-\x1f\x7f]*$")
+    """What stands before the first ":" of a channel's name; "" for names without one."""
+    subscribe: Who = live("token")
+    """Who may hear its channels."""
+    publish: Who = live("token")
+    """Who may speak in them."""
+    presence: Who = live("token")
+    """Who may ask who is there."""
+    history: Who = live("token")
+    """Who may ask what was said."""
+    history_size: int = live(0, ge=0, le=100_000)
+    """Messages kept of each channel, for history and recovery; 0: none, and its messages have no offsets."""
+    history_seconds: float = live(0.0, ge=0, le=31_536_000)
+    """Messages kept are forgotten at this age; 0: at no age."""
+    join_leave: bool = live(False)
+    """Tell a channel's subscribers who comes and goes."""
+    track_presence: bool = live(True)
+    """Answer who is there at all."""
+    max_message: int = live(65_536, ge=1, le=16_777_216)
+    """Bytes of one message's data (UTF-8 for text, JSON for values); a larger one is refused."""
+    rate: float = live(0.0, ge=0, le=1_000_000)
+    """Messages a second that one session may publish in all its channels; 0: no limit. What is more is refused."""
+    burst: int = live(0, ge=0, le=1_000_000)
+    """Messages that may come at once; 0: a second's worth."""
+    ephemeral: bool = live(False)
+    """Every message may be dropped for a slow consumer, and none is kept."""
+    wildcards: bool = live(False)
+    """Let subscriptions name many channels (a.*.c, a.>). Not there yet."""
+    max_subscribers: int = live(100_000, ge=1, le=10_000_000)
+    """Sessions in one channel; further ones are refused."""
+
+    @field_validator("wildcards")
+    @classmethod
+    def _no_wildcards(cls, wildcards: bool) -> bool:
+        if wildcards:
+            raise ValueError("cannot turn wildcards on: this netd has no wildcard subscriptions yet")
+        return wildcards
+
+
+class Token(Section):
+    """One `[[hub.token]]` entry: a secret that a client shows, and what it permits where a rule says "token"."""
+
+    name: str = live(min_length=1, max_length=64, pattern=r"^[^\s\x00-\x1f\x7f]+$")
+    """What it is called in lists and refusals."""
+    secret: SecretStr | None = live(None)
+    """What the client shows in its hello: at least 16 characters. Either this or `file`."""
+    file: Path | None = live(None)
+    """A file that holds the secret, white space around it left out."""
+    subscribe: Patterns = live(default_factory=list)
+    """Channels it may hear: names, or beginnings of names ("chat:*")."""
+    publish: Patterns = live(default_factory=list)
+    """Channels it may speak in."""
+    presence: Patterns = live(default_factory=list)
+    """Channels of which it may ask who is there."""
+    history: Patterns = live(default_factory=list)
+    """Channels of which it may ask what was said."""
+    direct: bool = live(False)
+    """It may send to other sessions."""
+    broadcast: bool = live(False)
+    """It may send to all sessions."""
+    clients: bool = live(False)
+    """It may ask which sessions there are."""
+    tags: dict[Short, Short] = live(default_factory=dict, max_length=MAX_TAGS)
+    """Tags that its sessions have, whatever they say themselves."""
+
+    @model_validator(mode="after")
+    def _one_secret(self) -> Self:
+        if (self.secret is None) == (self.file is None):
+            raise ValueError(f"cannot use the token {self.name!r}: give it either a secret or a file")
+        if self.secret is not None and len(self.secret.get_secret_value()) < MIN_SECRET:
+            raise ValueError(f"cannot use the token {self.name!r}: its secret is shorter than {MIN_SECRET} characters")
+        return self
+
+
+class OutboxConfig(Section):
+    """What waits for one client, unless its listener says otherwise."""
+
+    bound: int = live(5 * 2**20, ge=65_536, le=2**30)
+    """Bytes that may wait."""
+    policy: Literal["drop-ephemeral", "drop-oldest", "disconnect"] = live("disconnect")
+    """What happens past that. drop-ephemeral: ephemeral messages are dropped first, and if that is not enough the
+    client is disconnected; drop-oldest: the oldest are dropped; disconnect: the client is, with code 4008."""
+
+    def apply(self, rules: OutboxRules) -> None:
+        """Have `rules`, and so every outbox under them, follow this from the next message on."""
+        rules.bound = self.bound
+        rules.policy = self.policy
+
+
+class HubConfig(Section):
+    """The `[hub]` section. Times are in seconds, sizes in bytes."""
+
+    namespace: list[Namespace] = live(default_factory=list, max_length=256)
+    """`[[hub.namespace]]`: kinds of channels. None: clients may use no channel."""
+    token: list[Token] = live(default_factory=list, max_length=256)
+    """`[[hub.token]]`: static tokens."""
+
+    # operations of no channel
+    direct: Who = live("token")
+    """Who may send to other sessions."""
+    broadcast: Who = live("token")
+    """Who may send to all sessions."""
+    clients: Who = live("token")
+    """Who may ask which sessions there are."""
+    application: Who = live("anyone")
+    """Who may send text and binary to the application (an echo, where there is no worker)."""
+
+    # what one session may cost
+    messages_per_second: float = live(0.0, ge=0, le=10_000_000)
+    """Operations a second; 0: no limit. What is more is refused, and the connection stays."""
+    burst: int = live(0, ge=0, le=10_000_000)
+    """Operations that may come at once; 0: a second's worth."""
+    bytes_per_second: float = live(0.0, ge=0, le=10_000_000_000)
+    """Bytes a second of its operations (one second's worth at once); 0: no limit. What is more is refused."""
+    max_subscriptions: int = live(1000, ge=1, le=1_000_000)
+    """Channels that one session may hear."""
+    outbox: OutboxConfig = live(default_factory=OutboxConfig)
+    """What waits for one client."""
+
+    # what all of them may cost
+    max_sessions: int = live(100_000, ge=1, le=10_000_000)
+    """Sessions of all transports; further ones are turned away."""
+    max_channels: int = live(100_000, ge=1, le=10_000_000)
+    """Channels with subscribers, and as many with history. Further subscriptions are refused; history makes room by
+    forgetting the channel that was quiet longest."""
+    max_listed: int = live(1000, ge=1, le=100_000)
+    """Sessions or messages in one answer (list, presence, history)."""
+    history_bytes: int = live(64 * 2**20, ge=0, le=2**40)
+    """What the history of all channels may take; past that the channels with the largest lose their oldest messages."""
+    resume_seconds: float = live(60.0, ge=0, le=86_400)
+    """How long a session that ended may be resumed, and a quiet channel keeps its place in history; 0: neither."""
+
+    @field_validator("namespace")
+    @classmethod
+    def _namespaces_once(cls, entries: list[Namespace]) -> list[Namespace]:
+        _once([entry.name for entry in entries])
+        return entries
+
+    @field_validator("token")
+    @classmethod
+    def _tokens_once(cls, entries: list[Token]) -> list[Token]:
+        _once([entry.name for entry in entries])
+        return entries
+
+
+def _once(names: list[str]) -> None:
+    for index, name in enumerate(names):
+        if (first := names.index(name)) != index:
+            raise ValueError(f"cannot have {name!r} twice (entries {first} and {index})")

@@ -1,0 +1,485 @@
+"""The hub: who is connected, and who hears what. Pure: no sockets, and the clock is given.
+
+    transport -> open, handle, close          control -> publish, direct, broadcast, kick, find, presence, history
+    backplane -> deliver, deliver_letter       daemon  -> reconfigure, sweep, dump, load, info
+
+Rules:
+- everything happens within the call, in order: what was published before a direct message is in the outbox before it;
+- clients are checked (`handle`, `allowed`); the server side is not, but a channel's rules of size and history hold;
+- a session that has to go while messages are being handed out (its outbox is full) goes when they have been: its end
+  may tell others, and that must neither change what is iterated nor recurse through a crowd of slow clients;
+- an unknown id is no error for the server side, which may be late to learn that someone left; a client is told.
+
+Left out: what each request of a client does (requests.py), and how a subscription begins and ends (subscriptions.py).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from netd.errors import NetdError, TooBusy
+from netd.hub import presence as seen
+from netd.hub import requests, saved, subscriptions
+from netd.hub.channels import Channel, ChannelInfo
+from netd.hub.history import Histories, Page, Publication, measure
+from netd.hub.info import HubInfo, gather
+from netd.hub.outbox import NORMAL_PRIORITY, OutboxRules
+from netd.hub.permissions import Permissions, Refusal, shown, valid
+from netd.hub.seams import Echo, Letter, MemoryBackplane
+from netd.hub.session import Session, spread
+from netd.hub.stays import Stays
+from netd.hub.tokens import Tokens
+from netd.wire.messages import (
+    Broadcast,
+    Client,
+    CloseCode,
+    Direct,
+    Error,
+    Event,
+    Ok,
+    Position,
+    Request,
+    data_fields,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from netd.errors import ProtocolError
+    from netd.hub.config import HubConfig
+    from netd.hub.seams import Application, Backplane
+
+NO_SECRETS: Mapping[str, str] = MappingProxyType({})
+
+
+class Hub:
+    """One daemon's hub. `clock` gives seconds since the epoch; `server` and `version` are for the welcome.
+
+    `secrets` has the text of the files that `tokens.secret_files` names. Raises ConfigError for tokens that cannot be.
+    """
+
+    def __init__(
+        self,
+        config: HubConfig,
+        *,
+        clock: Callable[[], float],
+        server: str = "netd",
+        version: str = "",
+        backplane: Backplane | None = None,
+        application: Application | None = None,
+        secrets: Mapping[str, str] = NO_SECRETS,
+    ) -> None:
+        self.config = config
+        self.clock = clock
+        self.server = server
+        self.version = version
+        self.tokens = Tokens(config, secrets)
+        self.permissions = Permissions(config)
+        self.sessions: dict[str, Session] = {}
+        self.stays = Stays(config.max_sessions)
+        self.outbox_rules = OutboxRules()
+        """For outboxes of transports that have no rules of their own; follows the configuration."""
+        self.on_opened: list[Callable[[Session], None]] = []
+        self.on_closed: list[Callable[[Session, int, str], None]] = []
+        self.on_resumed: list[Callable[[Session, str], None]] = []
+        """Called with a session that has its former id again, and the id it had for a moment."""
+        self.histories = Histories(
+            rules=lambda name: self.permissions.realm(name).rules, in_use=lambda name: name in self.heard
+        )
+        self.heard: dict[bytes, Channel] = {}
+        """Channels that someone hears, or is about to."""
+        self._targets: dict[str, dict[Session, None]] = {}
+        """Sessions by "name:NAME" and "tag:KEY=VALUE"."""
+        self._internal = 0
+        self.subscriptions = 0
+        self._iterating = 0
+        self._departing = False
+        self._leaving: deque[tuple[Session, int, str]] = deque()
+        self.opened = self.published = self.delivered = 0
+        self.past = {"messages_in": 0, "messages_out": 0, "refused": 0, "dropped": 0}
+        """What sessions that have ended had counted."""
+        self.application: Application = application or Echo()
+        self.backplane: Backplane = backplane or MemoryBackplane()
+        self.backplane.attach(self)
+        self._configure()
+
+    # --- configuration -----------------------------------------------------------------------------------------------
+
+    def reconfigure(self, config: HubConfig, secrets: Mapping[str, str] = NO_SECRETS) -> None:
+        """Take a new configuration: from the next message on, nobody is disconnected.
+
+        Every session's token is resolved anew; one whose secret is gone is anonymous from now on. Subscriptions that a
+        client made and may not have any more end, and it is told with an Error without `ref`. Raises ConfigError for
+        tokens that cannot be, and then nothing has changed.
+        """
+        tokens = Tokens(config, secrets)
+        self.tokens = tokens
+        self.permissions = Permissions(config, self.permissions)
+        self.config = config
+        for channel in self.heard.values():
+            channel.realm = self.permissions.realm(channel.name)
+        for session in list(self.sessions.values()):
+            if session.grants.digest:
+                session.grants = tokens.renew(session.grants)
+        self._configure()
+        for session in list(self.sessions.values()):
+            self._revoke(session)
+
+    def _configure(self) -> None:
+        config = self.config
+        config.outbox.apply(self.outbox_rules)
+        self.stays.limit = config.max_sessions
+        self.histories.configure(
+            limit=config.history_bytes,
+            max_channels=config.max_channels,
+            grace=config.resume_seconds,
+            now=self.clock(),
+        )
+
+    def _revoke(self, session: Session) -> None:
+        for channel in sorted(session.channels or ()):
+            if session.placed is not None and channel in session.placed:
+                continue
+            try:
+                self.permissions.check(session, "subscribe", channel)
+            except NetdError as error:
+                self.unsubscribe(session, channel)
+                session.send(Error(code="denied", message=str(error)))
+
+    # --- sessions ----------------------------------------------------------------------------------------------------
+
+    def open(self, session: Session) -> None:
+        """A client's stay begins. Raises TooBusy when there are as many as there may be."""
+        limit = self.config.max_sessions
+        if session.internal:
+            self._internal += 1
+        elif len(self.sessions) - self._internal >= limit:
+            raise TooBusy(f"cannot open a session: there are {limit} already (hub.max_sessions)")
+        if not session.opened:
+            session.opened = self.clock()
+        self.sessions[session.id] = session
+        self.index(session)
+        self.opened += 1
+        self.application.opened(session)
+        for hook in self.on_opened:
+            hook(session)
+
+    def close(self, session: Session, code: int = CloseCode.NORMAL, reason: str = "") -> None:
+        """A client's stay has ended, whoever ended it; the connection is its transport's. Safe to call again.
+
+        While messages are being handed out this only notes it, and the rest follows when they have been.
+        """
+        if session.closing or self.sessions.get(session.id) is not session:
+            return
+        session.closing = True
+        self._leaving.append((session, code, reason))
+        self._depart()
+
+    def _depart(self) -> None:
+        """Finish the stays that have ended; telling others of one may end more, and those wait for their turn here."""
+        if self._iterating or self._departing:
+            return
+        self._departing = True
+        try:
+            while self._leaving:
+                self._end_stay(*self._leaving.popleft())
+        finally:
+            self._departing = False
+
+    def _end_stay(self, session: Session, code: int, reason: str) -> None:
+        for channel in sorted(session.channels or ()):
+            subscriptions.unsubscribe(self, session, channel)
+        self.unindex(session)
+        del self.sessions[session.id]
+        self._internal -= session.internal
+        for key in self.past:
+            self.past[key] += getattr(session, key)
+        session.buckets = None
+        self.stays.keep(session, self.clock(), self.config.resume_seconds)
+        self.application.closed(session)
+        for hook in self.on_closed:
+            hook(session, code, reason)
+
+    def find(self, target: str) -> list[Session]:
+        """The sessions that "ID", "name:NAME" or "tag:KEY=VALUE" stands for; the daemon's own are nobody's to find."""
+        if target.startswith(("name:", "tag:")):
+            return [each for each in self._targets.get(target, ()) if not each.closing]
+        session = self.sessions.get(target)
+        return [] if session is None or session.internal or session.closing else [session]
+
+    def present(self) -> list[Session]:
+        """Every session but the daemon's own."""
+        return [each for each in self.sessions.values() if not each.internal and not each.closing]
+
+    def kick(self, target: str, code: int = CloseCode.KICKED, reason: str = "") -> int:
+        """End the sessions of a target; they cannot be resumed. Returns how many there were."""
+        return self._answered(lambda answer: self.backplane.kick(target, code, reason, answer))
+
+    def kick_here(self, target: str, code: int, reason: str) -> int:
+        """`kick` on this machine, for the backplane."""
+        found = self.find(target)
+        for session in found:
+            self.end(session, code, reason)
+        return len(found)
+
+    def end(self, session: Session, code: int, reason: str, *, resumable: bool = False) -> None:
+        """End a session and its connection."""
+        if not resumable:
+            session.resume = None
+        session.link.close(code, reason)
+        self.close(session, code, reason)
+
+    def index(self, session: Session) -> None:
+        """Have `find` know its name and tags."""
+        if not session.internal:
+            for target in _targets(session):
+                self._targets.setdefault(target, {})[session] = None
+
+    def unindex(self, session: Session) -> None:
+        """Have `find` forget its name and tags."""
+        for target in _targets(session):
+            members = self._targets.get(target)
+            if members is not None and session in members:
+                del members[session]
+                if not members:
+                    del self._targets[target]
+
+    def rename(self, session: Session, id: str) -> None:
+        """Give a session that resumes another the other's id, which nobody has now."""
+        former = session.id
+        del self.sessions[former]
+        session.id = id
+        self.sessions[id] = session
+        for hook in self.on_resumed:
+            hook(session, former)
+
+    # --- requests of clients -----------------------------------------------------------------------------------------
+
+    def handle(self, session: Session, request: Request, size: int = 0) -> None:
+        """Do what a client asks, and answer it. Never raises for a client's fault.
+
+        `size` is what the request took on the wire, for `bytes_per_second`.
+        """
+        requests.handle(self, session, request, size)
+
+    def refuse(self, session: Session, error: ProtocolError, ref: int | str | None = None) -> None:
+        """Answer what could not be read."""
+        session.messages_in += 1
+        session.refused += 1
+        code = {CloseCode.TOO_LARGE: "too-large", CloseCode.UNSUPPORTED: "unsupported"}.get(error.close, "invalid")  # type: ignore[call-overload]
+        session.send(Error(code=code, message=str(error), ref=ref))
+
+    def allowed(self, session: Session, operation: str, channel: bytes | None) -> None:
+        """Raise Denied, naming the rule that refuses, when the session may not do this.
+
+        Operations: subscribe, publish, presence, history (of a channel); direct, broadcast, clients, application.
+        """
+        self.permissions.check(session, operation, channel)
+
+    # --- channels ----------------------------------------------------------------------------------------------------
+
+    def subscribe(
+        self,
+        session: Session,
+        channel: bytes,
+        *,
+        recover: Position | None = None,
+        checked: bool = True,
+        answer: Callable[[Ok], None] | None = None,
+    ) -> None:
+        """Have a session hear a channel, and first what it missed since `recover`, if that is all there.
+
+        Hearing it already changes nothing. `answer` is called with the position to go on from, before anything of the
+        channel is sent; `recovered` is False when something was missed for good. Raises Denied (when `checked`) and
+        Refusal.
+        """
+        subscriptions.subscribe(self, session, channel, recover, checked, answer)
+
+    def unsubscribe(self, session: Session, channel: bytes) -> bool:
+        """Have a session hear a channel no more; False if it did not."""
+        return subscriptions.unsubscribe(self, session, channel)
+
+    def copy_subscriptions(self, source_id: str, target_id: str) -> int:
+        """Have the target hear what the source hears, besides what it does already. Returns how many that added.
+
+        Unknown ids add none. Raises Refusal where a bound is in the way, and then adds none either.
+        """
+        source, target = self.sessions.get(source_id), self.sessions.get(target_id)
+        return 0 if source is None or target is None else subscriptions.copy(self, source, target)
+
+    # --- messages ----------------------------------------------------------------------------------------------------
+
+    def publish(
+        self,
+        channel: bytes,
+        data: Any,
+        *,
+        sender: Session | None = None,
+        priority: int = NORMAL_PRIORITY,
+        ephemeral: bool = False,
+    ) -> int:
+        """Say something in a channel: no permission is checked. Raises Refusal for what its rules of size forbid.
+
+        Returns how many sessions it has reached so far, on this machine.
+        """
+        realm = self.permissions.realm(valid(channel))
+        rules = realm.rules
+        size = measure(data)
+        if size > rules.max_message:
+            realm.refused += 1
+            why = f"at most {rules.max_message} {realm.key('max_message')}"
+            raise Refusal("too-large", f"cannot publish {size} bytes to {shown(channel)}: {why}")
+        realm.published += 1
+        self.published += 1
+        publication = Publication(
+            channel,
+            data,
+            None if sender is None else sender.id,
+            priority,
+            ephemeral or rules.ephemeral,
+            self.clock(),
+        )
+        self.backplane.publish(publication)
+        return publication.delivered
+
+    def deliver(self, publication: Publication) -> int:
+        """Hand a channel's message to its subscribers here; for the backplane. Returns how many it reached."""
+        place = self.heard.get(publication.channel)
+        if place is None:
+            return 0
+        if place.waiting is not None:
+            place.hold(publication)
+        reached = self.hand_out(place, publication.event(), publication.priority, publication.ephemeral)
+        place.realm.delivered += reached
+        self.delivered += reached
+        publication.delivered += reached
+        return reached
+
+    def direct(
+        self,
+        to: str,
+        data: Any,
+        *,
+        sender: Session | None = None,
+        priority: int = NORMAL_PRIORITY,
+        ephemeral: bool = False,
+    ) -> int:
+        """Say something to the sessions of a target (see `find`). Returns how many it reached; none is no error."""
+        measure(data)
+        letter = Letter(to, data, None if sender is None else sender.id, priority, ephemeral)
+        return self._answered(lambda answer: self.backplane.send(letter, answer))
+
+    def broadcast(
+        self, data: Any, *, sender: Session | None = None, priority: int = NORMAL_PRIORITY, ephemeral: bool = False
+    ) -> int:
+        """Say something to every session but the sender. Returns how many it reached."""
+        measure(data)
+        letter = Letter(None, data, None if sender is None else sender.id, priority, ephemeral)
+        return self._answered(lambda answer: self.backplane.send(letter, answer))
+
+    def deliver_letter(self, letter: Letter) -> int:
+        """Hand a direct message or a broadcast to those it is for here; for the backplane."""
+        event: Event
+        if letter.to is not None:
+            event = Direct(from_=letter.sender, **data_fields(letter.data))
+            sessions = self.find(letter.to)
+        else:
+            event = Broadcast(from_=letter.sender, **data_fields(letter.data))
+            sessions = [each for each in self.present() if each.id != letter.sender]
+        self._iterating += 1
+        try:
+            return spread(sessions, event, letter.priority, letter.ephemeral)
+        finally:
+            self._iterating -= 1
+            if self._leaving:
+                self._depart()
+
+    def hand_out(
+        self,
+        place: Channel,
+        event: Event,
+        priority: int = NORMAL_PRIORITY,
+        ephemeral: bool = False,
+        but: Session | None = None,
+    ) -> int:
+        """An event for every subscriber of a channel but one."""
+        earlier, place.shared = place.shared, place.subscribers
+        self._iterating += 1
+        try:
+            return spread(place.subscribers, event, priority, ephemeral, but)
+        finally:
+            place.shared = earlier
+            self._iterating -= 1
+            if self._leaving:
+                self._depart()
+
+    @staticmethod
+    def _answered(ask: Callable[[Callable[[int], None]], None]) -> int:
+        """The sum of what a backplane answered before it returned."""
+        answers: list[int] = []
+        ask(answers.append)
+        return sum(answers)
+
+    # --- questions ---------------------------------------------------------------------------------------------------
+
+    def channels(self) -> list[ChannelInfo]:
+        """Every channel that is heard or has a history, by name."""
+        names = {*self.heard, *(history.name for history in self.histories.all())}
+        return [self.channel(name) for name in sorted(names)]
+
+    def channel(self, name: bytes) -> ChannelInfo:
+        """One channel, whether anyone hears it or not."""
+        place, history = self.heard.get(name), self.histories.get(name)
+        return ChannelInfo(
+            name=name,
+            subscribers=0 if place is None else len(place),
+            epoch=None if history is None else history.epoch,
+            offset=None if history is None else history.offset,
+            history=0 if history is None else len(history.entries or ()),
+        )
+
+    def presence(self, channel: bytes) -> list[Client]:
+        """Who hears a channel."""
+        place = self.heard.get(channel)
+        return [] if place is None else seen.clients(place.subscribers)
+
+    def history(self, channel: bytes, since: Position | None = None, limit: int = 100) -> Page | None:
+        """A part of a channel's history; None where its namespace keeps none, or a backplane has not answered yet."""
+        pages: list[Page | None] = []
+        self.backplane.history(valid(channel), since, limit, pages.append)
+        return pages[0] if pages else None
+
+    def info(self) -> HubInfo:
+        """Figures for metrics."""
+        return gather(self)
+
+    # --- what outlives a stop ----------------------------------------------------------------------------------------
+
+    def sweep(self) -> None:
+        """Forget what has become too old. To be called every few seconds; whatever asks meanwhile is not served it."""
+        now = self.clock()
+        self.histories.sweep(now)
+        self.stays.sweep(now)
+
+    def dump(self) -> bytes:
+        """Histories with their epochs and offsets, for `load`."""
+        return saved.dump(self.histories.all(), self.clock())
+
+    def load(self, data: bytes) -> None:
+        """Take up what `dump` gave, in place of what history there is; today's limits hold.
+
+        Raises NetdError for anything else, and then nothing has changed.
+        """
+        now = self.clock()
+        loaded = saved.load(data, now)
+        self.histories.replace(loaded)
+        self._configure()
+
+
+def _targets(session: Session) -> list[str]:
+    found = [f"tag:{key}={value}" for key, value in session.tags.items()]
+    if session.name is not None:
+        found.append(f"name:{session.name}")
+    return found

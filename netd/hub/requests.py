@@ -1,0 +1,341 @@
+"""What each request of a client does, and how it is answered. Pure.
+
+Rules:
+- a request that carries `ref` is answered by Ok, by what it asks for, or by Error; without one, only by the latter two;
+- nothing has to come first: without a hello a client is anonymous, has the name and tags that its transport gave it,
+  and cannot be resumed;
+- a client's fault is an Error and never an exception; the connection stays;
+- a direct message that reaches nobody is a fault of that kind (not-found): the client should know;
+- limits are checked before anything is done: operations and bytes a second of the session, messages a second of a
+  namespace. Pong and Close are always free.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from msgspec import UNSET
+
+from netd.budget import Bucket
+from netd.errors import Denied, NotFound
+from netd.hub import presence
+from netd.hub.permissions import Refusal, shown, valid
+from netd.hub.session import NO_TAGS, encoded
+from netd.hub.stays import new_secret, opens
+from netd.wire import messages
+from netd.wire.messages import (
+    AskHistory,
+    AskPresence,
+    Binary,
+    Clients,
+    Close,
+    CloseCode,
+    Error,
+    Event,
+    Hello,
+    History,
+    ListClients,
+    Ok,
+    Ping,
+    Pong,
+    Presence,
+    Publish,
+    Request,
+    SendBroadcast,
+    SendDirect,
+    Subscribe,
+    Text,
+    Unsubscribe,
+    Welcome,
+    channel_fields,
+    channel_of,
+    data_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from netd.hub.history import Page
+    from netd.hub.hub import Hub
+    from netd.hub.permissions import Realm
+    from netd.hub.session import Session
+
+
+def handle(hub: Hub, session: Session, request: Request, size: int) -> None:
+    """Do what `request` asks and answer it."""
+    if session.closing:
+        return
+    session.messages_in += 1
+    kind = type(request)
+    try:
+        if kind is not Pong and kind is not Close:
+            _pace(hub, session, size)
+        _OPERATIONS[kind](hub, session, request)
+    except Denied as error:
+        _refuse(session, request, "denied", str(error))
+    except NotFound as error:
+        _refuse(session, request, "not-found", str(error))
+    except Refusal as error:
+        _refuse(session, request, error.code, str(error))
+
+
+def _refuse(session: Session, request: Request, code: str, message: str) -> None:
+    session.refused += 1
+    session.send(Error(code=code, message=message, ref=request.ref))
+
+
+def _pace(hub: Hub, session: Session, size: int) -> None:
+    config = hub.config
+    if config.messages_per_second:
+        rate = config.messages_per_second
+        if _short(hub, session, "", 1.0, rate, config.burst or rate):
+            raise Refusal("rate", f"cannot do more than {rate:g} operations a second (hub.messages_per_second)")
+    if config.bytes_per_second and size:
+        rate = config.bytes_per_second
+        if _short(hub, session, "bytes", float(size), rate, rate):
+            raise Refusal("rate", f"cannot take more than {rate:g} bytes a second (hub.bytes_per_second)")
+
+
+def _pace_realm(hub: Hub, session: Session, realm: Realm) -> None:
+    rate = realm.rules.rate
+    if rate and _short(hub, session, f":{realm.name}", 1.0, rate, realm.rules.burst or rate):
+        realm.refused += 1
+        why = f"namespace {realm.name!r} takes {rate:g} messages a second of a session {realm.key('rate')}"
+        raise Refusal("rate", f"cannot publish: {why}")
+
+
+def _short(hub: Hub, session: Session, limit: str, amount: float, rate: float, burst: float) -> bool:
+    """Take `amount` from one of the session's buckets; True if it is not there. More than a burst takes a full one."""
+    now, burst = hub.clock(), max(burst, 1.0)
+    if session.buckets is None:
+        session.buckets = {}
+    bucket = session.buckets.get(limit)
+    if bucket is None:
+        bucket = session.buckets[limit] = Bucket(burst, now)
+    bucket.stamp = min(bucket.stamp, now)  # the wall clock may be set back, and nobody should have to wait for it
+    bucket.refill(now, rate, burst)
+    if bucket.draw(rate, min(amount, burst)):
+        return True
+    bucket.tokens -= max(0.0, amount - burst)
+    return False
+
+
+def _answer(session: Session, event: Event) -> None:
+    """Send an answer that may be long; one that has no room is no reason to cut the client off."""
+    data = encoded(session.encoder, event)
+    if data is None:
+        return
+    room = session.outbox.rules.bound - session.outbox.size
+    if len(data) > room:
+        raise Refusal(
+            "too-large", f"cannot answer with {len(data)} bytes: there is room for {max(0, room)} (set a limit)"
+        )
+    session.outbox.push(data)
+
+
+def _done(session: Session, request: Request, **more: Any) -> None:
+    if request.ref is not None:
+        session.send(Ok(ref=request.ref, **more))
+
+
+# --- hello -----------------------------------------------------------------------------------------------------------
+
+
+def _hello(hub: Hub, session: Session, request: Hello) -> None:
+    if str(request.version) != str(messages.VERSION):
+        what = f"cannot speak version {request.version} of the messages: this is {messages.VERSION}"
+        raise Refusal("unsupported", what)
+    grants = session.grants if request.token is None else hub.tokens.resolve(request.token)
+    if request.resume is not None and (session.resume is not None or session.channels):
+        raise Refusal("invalid", "cannot resume a session once this one has begun: say so in the first request")
+    tags = {**session.tags, **(request.tags or {}), **grants.tags}
+    if len(tags) > messages.MAX_TAGS:
+        raise Refusal(
+            "invalid", f"cannot have {len(tags)} tags: {messages.MAX_TAGS} is the most, with those of the token"
+        )
+    hub.unindex(session)
+    if request.resume is not None:
+        tags = _resume(hub, session, request.resume, tags)
+    session.grants = grants
+    if request.name is not None:
+        session.name = request.name
+    session.tags = MappingProxyType(tags) if tags else NO_TAGS
+    hub.index(session)
+    secret = new_secret(session) if hub.config.resume_seconds else None
+    session.send(
+        Welcome(
+            session=session.id,
+            server=hub.server,
+            version=hub.version,
+            heartbeat=session.heartbeat,
+            resume=secret,
+        )
+    )
+    _done(session, request)
+
+
+def _resume(hub: Hub, session: Session, secret: str, tags: dict[str, str]) -> dict[str, str]:
+    """Give the session the id, name and tags of the one that the secret is for; nothing if it is for none."""
+    other = hub.sessions.get(secret.partition(".")[0])
+    if other is not None and other is not session and opens(secret, other.resume):
+        hub.end(other, CloseCode.REPLACED, "resumed by another connection", resumable=True)
+    stay = hub.stays.claim(secret, hub.clock())
+    if stay is None:
+        return tags
+    hub.rename(session, stay.id)
+    session.name = stay.name
+    both = {**stay.tags, **tags}
+    return both if len(both) <= messages.MAX_TAGS else tags
+
+
+# --- channels --------------------------------------------------------------------------------------------------------
+
+
+def _subscribe(hub: Hub, session: Session, request: Subscribe) -> None:
+    def answer(ok: Ok) -> None:
+        if request.ref is not None:
+            session.send(_with_ref(ok, request.ref))
+
+    hub.subscribe(session, valid(channel_of(request)), recover=request.recover, answer=answer)
+
+
+def _with_ref(ok: Ok, ref: int | str) -> Ok:
+    return Ok(
+        ref=ref,
+        channel=ok.channel,
+        channel64=ok.channel64,
+        epoch=ok.epoch,
+        offset=ok.offset,
+        recovered=ok.recovered,
+    )
+
+
+def _unsubscribe(hub: Hub, session: Session, request: Unsubscribe) -> None:
+    channel = valid(channel_of(request))
+    hub.unsubscribe(session, channel)
+    _done(session, request, **channel_fields(channel))
+
+
+def _publish(hub: Hub, session: Session, request: Publish) -> None:
+    channel = valid(channel_of(request))
+    hub.allowed(session, "publish", channel)
+    _pace_realm(hub, session, hub.permissions.realm(channel))
+    delivered = hub.publish(
+        channel, data_of(request), sender=session, priority=request.priority, ephemeral=request.ephemeral
+    )
+    _done(session, request, delivered=delivered)
+
+
+def _list(hub: Hub, session: Session, request: ListClients) -> None:
+    hub.allowed(session, "clients", None)
+    if request.channel is UNSET and request.channel64 is UNSET:
+        sessions = hub.present()
+        _bounded(hub, len(sessions))
+        found = presence.clients(sessions)
+    else:
+        found = _present(hub, session, valid(channel_of(request)))
+    _answer(session, Clients(ref=request.ref, clients=found))
+
+
+def _presence(hub: Hub, session: Session, request: AskPresence) -> None:
+    channel = valid(channel_of(request))
+    found = _present(hub, session, channel)
+    _answer(session, Presence(ref=request.ref, clients=found, **channel_fields(channel)))
+
+
+def _present(hub: Hub, session: Session, channel: bytes) -> list[messages.Client]:
+    hub.allowed(session, "presence", channel)
+    realm = hub.permissions.realm(channel)
+    if not realm.rules.track_presence:
+        why = f"namespace {realm.name!r} does not track it {realm.key('track_presence')}"
+        raise Refusal("unsupported", f"cannot see who is in {shown(channel)}: {why}")
+    _bounded(hub, hub.channel(channel).subscribers)
+    return hub.presence(channel)
+
+
+def _bounded(hub: Hub, count: int) -> None:
+    if count > hub.config.max_listed:
+        raise Refusal("too-many", f"cannot list {count} sessions: at most {hub.config.max_listed} (hub.max_listed)")
+
+
+def _history(hub: Hub, session: Session, request: AskHistory) -> None:
+    channel = valid(channel_of(request))
+    hub.allowed(session, "history", channel)
+    most = hub.config.max_listed
+    limit = min(100 if request.limit is None else request.limit, most)
+
+    def arrived(page: Page | None) -> None:
+        if page is None:
+            realm = hub.permissions.realm(channel)
+            why = f"namespace {realm.name!r} keeps none {realm.key('history_size')}"
+            raise Refusal("unsupported", f"cannot read the history of {shown(channel)}: {why}")
+        found = [publication.event() for publication in page.messages]
+        answer = History(
+            ref=request.ref, epoch=page.epoch, offset=page.offset, messages=found, **channel_fields(channel)
+        )
+        _answer(session, answer)
+
+    hub.backplane.history(channel, request.since, limit, arrived)
+
+
+# --- sessions --------------------------------------------------------------------------------------------------------
+
+
+def _direct(hub: Hub, session: Session, request: SendDirect) -> None:
+    hub.allowed(session, "direct", None)
+    reached = hub.direct(
+        request.to, data_of(request), sender=session, priority=request.priority, ephemeral=request.ephemeral
+    )
+    if not reached:
+        raise NotFound(f"cannot send to {request.to!r}: no such session is here")
+    _done(session, request, delivered=reached)
+
+
+def _broadcast(hub: Hub, session: Session, request: SendBroadcast) -> None:
+    hub.allowed(session, "broadcast", None)
+    reached = hub.broadcast(data_of(request), sender=session, priority=request.priority, ephemeral=request.ephemeral)
+    _done(session, request, delivered=reached)
+
+
+def _text(hub: Hub, session: Session, request: Text) -> None:
+    hub.allowed(session, "application", None)
+    hub.application.message(session, request.text)
+    _done(session, request)
+
+
+def _binary(hub: Hub, session: Session, request: Binary) -> None:
+    hub.allowed(session, "application", None)
+    hub.application.message(session, data_of(request))
+    _done(session, request)
+
+
+def _ping(hub: Hub, session: Session, request: Ping) -> None:
+    session.send(Pong(ts=request.ts, ref=request.ref))
+
+
+def _pong(hub: Hub, session: Session, request: Pong) -> None:
+    pass
+
+
+def _close(hub: Hub, session: Session, request: Close) -> None:
+    session.link.close(CloseCode.NORMAL, request.reason)
+    hub.close(session, request.code, request.reason)
+
+
+_OPERATIONS: dict[type, Callable[[Hub, Session, Any], None]] = {
+    Hello: _hello,
+    Subscribe: _subscribe,
+    Unsubscribe: _unsubscribe,
+    Publish: _publish,
+    SendDirect: _direct,
+    SendBroadcast: _broadcast,
+    Text: _text,
+    Binary: _binary,
+    ListClients: _list,
+    AskPresence: _presence,
+    AskHistory: _history,
+    Ping: _ping,
+    Pong: _pong,
+    Close: _close,
+}

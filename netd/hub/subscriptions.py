@@ -1,0 +1,173 @@
+"""How a session begins and ceases to hear a channel: bounds, what it missed, and who is told. Pure.
+
+    subscribe -> waits in the channel -> the backplane answers -> Ok, what was missed, what came meanwhile -> live
+
+Rules:
+- nothing is sent twice and nothing is left out: what comes while the backplane looks history up is held, and what
+  history has too is not sent again;
+- recovery is all or nothing. It fails when a message is gone for good, when there are more than `hub.max_listed`, or
+  when they have no room in the outbox; the client then goes on from the position it is told;
+- Joined and Left go to the channel's other subscribers, where its namespace has join_leave.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from netd.hub import presence
+from netd.hub.channels import Channel
+from netd.hub.permissions import Refusal, shown, valid
+from netd.hub.session import encoded
+from netd.wire.messages import Ok, Position, channel_fields
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from netd.hub.history import Page, Publication
+    from netd.hub.hub import Hub
+    from netd.hub.session import Session
+
+
+def subscribe(
+    hub: Hub,
+    session: Session,
+    channel: bytes,
+    recover: Position | None,
+    checked: bool,
+    answer: Callable[[Ok], None] | None,
+) -> None:
+    """`Hub.subscribe`."""
+    valid(channel)
+    if checked:
+        hub.allowed(session, "subscribe", channel)
+    if session.closing or hub.sessions.get(session.id) is not session:
+        return
+    if session.channels is not None and channel in session.channels:
+        if answer is not None:
+            _tell_position(hub, channel, recover, answer)
+        return
+    _has_room(hub, session, channel)
+    place = hub.heard.get(channel)
+    if place is None:
+        place = hub.heard[channel] = Channel(channel, hub.permissions.realm(channel))
+    session.channels = session.channels or set()
+    session.channels.add(channel)
+    if not checked:
+        session.placed = session.placed or set()
+        session.placed.add(channel)
+    hub.subscriptions += 1
+    place.wait(session)
+    if recover is None:
+        hub.backplane.position(channel, lambda position: _enter(hub, session, place, position, answer))
+        return
+
+    def arrived(page: Page | None) -> None:
+        position = None if page is None else Position(page.epoch, page.offset)
+        missed = page.messages if page is not None and page.complete else None
+        _enter(hub, session, place, position, answer, recover, missed)
+
+    hub.backplane.history(channel, recover, hub.config.max_listed, arrived)
+
+
+def unsubscribe(hub: Hub, session: Session, channel: bytes) -> bool:
+    """`Hub.unsubscribe`."""
+    if session.channels is None or channel not in session.channels:
+        return False
+    session.channels.discard(channel)
+    session.channels = session.channels or None
+    if session.placed is not None:
+        session.placed.discard(channel)
+        session.placed = session.placed or None
+    hub.subscriptions -= 1
+    place = hub.heard[channel]
+    was_live = session in place.subscribers
+    place.remove(session)
+    if place.idle:
+        del hub.heard[channel]
+        hub.histories.left(channel, hub.clock())
+    elif was_live and place.realm.rules.join_leave and not session.internal:
+        hub.hand_out(place, presence.left(channel, session))
+    return True
+
+
+def copy(hub: Hub, source: Session, target: Session) -> int:
+    """`Hub.copy_subscriptions`."""
+    new = sorted((source.channels or set()) - (target.channels or set()))
+    for more, channel in enumerate(new):
+        _has_room(hub, target, channel, more)
+    for channel in new:
+        subscribe(hub, target, channel, None, False, None)
+    return len(new)
+
+
+def _has_room(hub: Hub, session: Session, channel: bytes, more: int = 0) -> None:
+    """Raise Refusal where a bound is in the way of one more subscription (besides `more` others)."""
+    config, realm = hub.config, hub.permissions.realm(channel)
+    place = hub.heard.get(channel)
+    if len(session.channels or ()) + more >= config.max_subscriptions:
+        why = f"a session has at most {config.max_subscriptions} subscriptions (hub.max_subscriptions)"
+    elif place is None and len(hub.heard) >= config.max_channels:
+        why = f"there are {len(hub.heard)} channels already (hub.max_channels)"
+    elif place is not None and len(place) >= realm.rules.max_subscribers:
+        realm.refused += 1
+        why = f"it has {len(place)} subscribers already {realm.key('max_subscribers')}"
+    else:
+        return
+    raise Refusal("too-many", f"cannot subscribe to {shown(channel)}: {why}")
+
+
+def _enter(
+    hub: Hub,
+    session: Session,
+    place: Channel,
+    position: Position | None,
+    answer: Callable[[Ok], None] | None,
+    recover: Position | None = None,
+    missed: list[Publication] | None = None,
+) -> None:
+    """The backplane has answered: go live. `missed` is None when recovery failed, or was not asked for."""
+    held = place.release(session)
+    if held is None:
+        return  # it has left meanwhile
+    at = 0 if position is None else position.offset
+    held = [each for each in held if each.offset is None or each.offset > at]
+    first = next((each.offset for each in held if each.offset is not None), at + 1)
+    late = _encoded(session, held)
+    old = _encoded(session, missed or [])
+    if first != at + 1 or (missed is not None and not _fits(session, old, late)):
+        missed, old = None, []
+        at = first - 1
+    if answer is not None:
+        start = recover if missed is not None and recover is not None else position and Position(position.epoch, at)
+        answer(_ok(place.name, start, None if recover is None else missed is not None))
+    for data, publication in (*old, *late):
+        session.outbox.push(data, publication.priority, publication.ephemeral)
+    if session.closing or place.name not in (session.channels or ()):
+        return  # its outbox was full, and its subscriptions have ended with it
+    place.add(session)
+    if place.realm.rules.join_leave and not session.internal:
+        hub.hand_out(place, presence.joined(place.name, session), but=session)
+
+
+def _encoded(session: Session, publications: list[Publication]) -> list[tuple[bytes, Publication]]:
+    found = ((encoded(session.encoder, publication.event()), publication) for publication in publications)
+    return [(data, publication) for data, publication in found if data]
+
+
+def _fits(session: Session, *batches: list[tuple[bytes, Publication]]) -> bool:
+    """Whether these have room in the outbox: a recovery must not end in the slow-consumer policy."""
+    return session.outbox.size + sum(len(data) for batch in batches for data, _ in batch) <= session.outbox.rules.bound
+
+
+def _tell_position(hub: Hub, channel: bytes, recover: Position | None, answer: Callable[[Ok], None]) -> None:
+    """For one who hears the channel already: where it is. Nothing is recovered, as nothing may be sent twice."""
+    hub.backplane.position(channel, lambda position: answer(_ok(channel, position, None if recover is None else False)))
+
+
+def _ok(channel: bytes, position: Position | None, recovered: bool | None) -> Ok:
+    return Ok(
+        **channel_fields(channel),
+        epoch=None if position is None else position.epoch,
+        offset=None if position is None else position.offset,
+        recovered=recovered,
+    )
