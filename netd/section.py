@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 OVERRIDE_FILE = "override.toml"
 """In the state directory: what was changed through the control API, and wins over every other source."""
@@ -104,6 +104,26 @@ def _valid_address(address: str) -> str:
 
 Address = Annotated[str, AfterValidator(_valid_address)]
 
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def _valid_network(network: object) -> object:
+    if not isinstance(network, str):
+        return network
+    try:
+        return ipaddress.ip_network(network)
+    except ValueError as error:
+        try:
+            meant = ipaddress.ip_network(network, strict=False)
+        except ValueError:
+            why = 'write "10.0.0.0/8", "192.0.2.7" or "2001:db8::/32"'
+            raise ValueError(f"cannot use {network!r} as a network: {why}") from error
+        raise ValueError(f"cannot use {network!r} as a network: it is an address within {str(meant)!r}") from error
+
+
+Network = Annotated[IPNetwork, BeforeValidator(_valid_network), PlainSerializer(str)]
+"""An IP network, or a single address: "10.0.0.0/8", "192.0.2.7", "2001:db8::/32"."""
+
 
 class Tls(Section):
     """A certificate for a listener. Files that have changed are taken by the next connection, without a reload."""
@@ -112,6 +132,8 @@ class Tls(Section):
     """PEM file with the certificate chain, leaf first."""
     key: Path = replace()
     """PEM file with the private key."""
+    client_ca: Path | None = replace(None)
+    """PEM file with the authorities whose certificates clients have to show (mutual TLS). None: none is asked for."""
 
 
 class Listen(Section):
@@ -123,3 +145,6 @@ class Listen(Section):
     """Accept only what arrives on this network interface (SO_BINDTODEVICE)."""
     tls: Tls | None = replace(None)
     """Serve TLS with this certificate."""
+    proxy_protocol: list[Network] = live([], max_length=64)
+    """Proxies in front: connections from these networks have to begin with a PROXY protocol v2 header, and the client
+    is whom it names. Connections from anywhere else are taken as they are. Empty: the protocol is not spoken."""

@@ -58,6 +58,8 @@ class ControlConfig(Section):
 def _plain(listen: Listen) -> Listen:
     if listen.tls is not None:
         raise ValueError("cannot serve metrics with TLS: put a proxy in front, or scrape through the host's own")
+    if listen.proxy_protocol:
+        raise ValueError("cannot read the PROXY protocol here: metrics do not ask who reads them; leave it out")
     return listen
 
 

@@ -87,10 +87,8 @@ def request_scope(request: h11.Request, ends: Ends, draining: trio.Event) -> Sco
         target = slash + rest or b"/"
     if not target.startswith(b"/"):
         raise Refused(400, "invalid", f"cannot find {target.decode('ascii', 'replace')!r}: a path begins with /")
-    try:
-        path = unquote_to_bytes(target).decode("utf-8")
-    except UnicodeDecodeError:
-        raise Refused(400, "invalid", "cannot take a path that is not UTF-8") from None
+    # bytes that are no UTF-8 are for those who read raw_path: a channel's name may have any
+    path = unquote_to_bytes(target).decode("utf-8", "replace")
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},

@@ -62,6 +62,14 @@ def timestamp_of(ancillary: Iterable[tuple[int, int, bytes]]) -> int | None:
     return None
 
 
+def queued_packet(sock: socket.socket, size: int) -> bytes | None:
+    """The next packet of the socket's error queue, its first `size` bytes; None when it is empty. OSError if closed."""
+    try:
+        return sock.recvmsg(size, 512, socket.MSG_ERRQUEUE)[0]
+    except BlockingIOError:
+        return None
+
+
 def cookie_of(sock: socket.socket) -> int:
     """The kernel's name for the socket, unique until the next boot."""
     (cookie,) = struct.unpack("@Q", sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8))

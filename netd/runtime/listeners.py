@@ -13,6 +13,8 @@ Rules:
   of netd.socket stays open while nobody uses it, because systemd keeps it open anyway;
 - what we bind ourselves is left in the fd store too, and is taken out again when it is closed for good. Once the daemon
   is ending (`leave_behind`) it stays there: the next process finds it, clients still queueing;
+- the last descriptors of the process are not for clients: services stop accepting before there are none, so that the
+  control API can still say what is wrong, and files can be opened;
 - [::] means IPv6 only (IPV6_V6ONLY), so that "[::]:80" and "0.0.0.0:80" are two listeners wherever they are written.
 
 Unix sockets are bound to a temporary name, given mode and group, and renamed: nobody ever sees one half made. A path
@@ -25,6 +27,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import resource
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
     from netd.section import Listen
     from netd.systemd import Notifier
 
+RESERVE = 32
+"""Descriptors that services leave to the rest of the daemon, or an eighth of all where those are few."""
 _PAUSE = 0.1
 """Seconds before accept is tried again; at once would spin, as the connection stays in the backlog."""
 
@@ -132,9 +137,9 @@ class Listeners:
         self._paused: set[Listener] = set()
         self._leaving_behind = False
 
-    def lease(self, service: str) -> Leases:
-        """A new generation's view, empty at first."""
-        return Leases(self, service)
+    def lease(self, service: str, *, reserve: int = RESERVE) -> Leases:
+        """A new generation's view, empty at first. It accepts nobody while only `reserve` descriptors are left."""
+        return Leases(self, service, reserve)
 
     def hold(self, service: str) -> None:
         """Until `let_go`, the sockets of `service` stay open though nobody leases them."""
@@ -286,9 +291,10 @@ class Listeners:
 class Leases:
     """The listeners of one generation of a service."""
 
-    def __init__(self, owner: Listeners, service: str) -> None:
+    def __init__(self, owner: Listeners, service: str, reserve: int) -> None:
         self._owner = owner
         self.service = service
+        self._reserve = reserve
         self._listeners: list[tuple[Listener, _Bound, bool]] = []
         self._asked: dict[tuple[str, str | None], int] = {}
         self._released = False
@@ -346,6 +352,11 @@ class Leases:
         self._listeners.append((listener, bound, fresh))
         return listener
 
+    def _scarce(self, descriptor: int) -> bool:
+        """Whether a new descriptor with this number says that those for clients are used up."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return limit != resource.RLIM_INFINITY and descriptor >= limit - min(self._reserve, limit // 8)
+
     def release(self, *, abandon: bool = False) -> None:
         """Accept nothing more through this view; may be called twice.
 
@@ -365,6 +376,7 @@ class Listener:
     def __init__(self, leases: Leases, sock: trio.socket.SocketType, address: str, listen: Listen) -> None:
         self._leases = leases
         self._released = trio.Event()
+        self._scarce = False
         self.socket = sock
         """Listening, non-blocking; a descriptor of this generation's own."""
         self.address = address
@@ -383,6 +395,14 @@ class Listener:
         while True:
             if self._released.is_set():
                 await trio.sleep_forever()
+            if self._scarce:
+                # the lowest that is free is the next one, and tells how many are in use
+                self._scarce = self._leases._scarce(_lowest_free())
+                if self._scarce:
+                    owner._pause(self, self._leases.service, OSError(errno.EMFILE, ""))
+                    await trio.sleep(_PAUSE)
+                    continue
+                owner._resume(self, self._leases.service)
             try:
                 sock, _ = await self.socket.accept()
             except trio.ClosedResourceError:
@@ -396,8 +416,19 @@ class Listener:
                     await trio.sleep(_PAUSE)
                 continue
             owner._resume(self, self._leases.service)
+            self._scarce = self._leases._scarce(sock.fileno())
             return trio.SocketStream(sock)
 
     def _release(self) -> None:
         self._released.set()
         self.socket.close()
+
+
+def _lowest_free() -> int:
+    """The number that the next descriptor would have; beyond any limit if there can be none."""
+    try:
+        descriptor = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return 1 << 31
+    os.close(descriptor)
+    return descriptor

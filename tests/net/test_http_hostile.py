@@ -138,7 +138,6 @@ def test_a_pipeline_cut_into_any_pieces_is_answered_in_order(requests, data):
         (b"GET / HTTP/1.1\r\nHost: x\r\nA: b\rc\r\n\r\n", 400),
         (b"GET /\x00 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
         (b"GET  / HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-        (b"GET /%ff HTTP/1.1\r\nHost: x\r\n\r\n", 400),
         (b"GET nowhere HTTP/1.1\r\nHost: x\r\n\r\n", 400),
         (b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", 400),
         (b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n", 501),
@@ -158,6 +157,15 @@ async def test_refuses_what_is_ambiguous(head, status, autojump_clock):
         assert error_of(response)["kind"] == "invalid"
         await peer.half_close()
         assert await peer.rest() == b""
+
+
+async def test_a_path_that_is_no_text_is_told_as_bytes(autojump_clock):
+    async def app(scope, receive, send):
+        await say(send, scope["raw_path"] + b" " + scope["path"].encode())
+
+    async with conversation(app) as peer:
+        await peer.send(request("GET", "/a%ff%2Fb"))
+        assert (await peer.response()).body == b"/a%ff%2Fb /a\xef\xbf\xbd/b"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import trio.testing
 
 from netd.errors import PrepareFailed
 from netd.runtime.bus import Bus
-from netd.runtime.health import Health, WarningRaised
+from netd.runtime.health import Health, WarningCleared, WarningRaised
 from netd.runtime.listeners import Listener, Listeners
 from netd.section import Listen
 from netd.systemd import Notifier
@@ -295,6 +295,41 @@ async def test_out_of_descriptors_pauses_and_recovers(
         with trio.fail_after(10):
             await accepted.wait()
     assert health.warnings() == ()
+
+
+async def test_the_last_descriptors_are_not_for_clients(
+    listeners: Listeners, health: Health, nursery: trio.Nursery
+) -> None:
+    """The control API, which has no such reserve, is still there to say so."""
+    service = await listeners.lease("alpha").open(ANY)
+    control = await listeners.lease("control", reserve=0).open(ANY)
+    accepted: list[trio.SocketStream] = []
+
+    async def accept() -> None:
+        while True:
+            accepted.append(await service.accept())
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    spare = os.dup(0)
+    os.close(spare)
+    clients = [await connect(service.address) for _ in range(3)]
+    room = spare + 3 + min(32, (spare + 3) // 7)  # what is left when an eighth, or 32, is not for clients: none
+    resource.setrlimit(resource.RLIMIT_NOFILE, (room, hard))
+    try:
+        nursery.start_soon(accept)
+        await until_raised(health)
+        assert [warning.code for warning in health.warnings()] == ["alpha.accept"]
+        assert len(accepted) == 1, "the first one told that there are no more"
+        async with await connect(control.address):
+            await (await control.accept()).aclose()
+        with health._bus.subscribe(WarningCleared) as notices, trio.fail_after(10):
+            for client in [*clients, *accepted]:
+                await client.aclose()
+            await anext(notices)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for stream in accepted:
+            await stream.aclose()
 
 
 @pytest.mark.parametrize("number", [errno.ECONNABORTED, errno.EPROTO, errno.EHOSTUNREACH, errno.EPERM])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from netd.net.paths.looped import read_queue
+
 if TYPE_CHECKING:
     import socket
 
@@ -16,6 +18,9 @@ class PlainCarrier:
         self.socket = sock
         self.saved_syn = syn
         self.carried = 0
+
+    def read_errors(self) -> bytes | None:
+        return read_queue(self.socket)
 
     async def carry(self) -> bool:
         self.socket.send(b"\x89\x7d" + os.urandom(125))

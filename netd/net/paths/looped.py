@@ -30,6 +30,7 @@ from netd.net.linux import (
     SOF_TIMESTAMPING_SOFTWARE,
     SOF_TIMESTAMPING_TX_SCHED,
     cookie_of,
+    queued_packet,
 )
 from netd.net.sockdiag import tcp_info
 from netd.wire.probes import SLOTS, SPAN, Segment, parse_looped
@@ -97,7 +98,7 @@ async def capture(carrier: Carrier, ends: Endpoints, *, wants: int = SPAN) -> Se
     connection breaks meanwhile.
     """
     sock = carrier.socket
-    drain(sock)
+    _discard(carrier)
     sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, _FLAGS)
     best: Segment | None = None
     try:
@@ -106,7 +107,7 @@ async def capture(carrier: Carrier, ends: Endpoints, *, wants: int = SPAN) -> Se
         for pause in _pauses(sock):
             if pause:
                 await trio.sleep(pause)
-            while (packet := _take(sock, _LARGEST)) is not None:
+            while (packet := carrier.read_errors()) is not None:
                 segment = parse_looped(packet, ends.local, ends.peer, ends.local_port, ends.peer_port)
                 if segment is not None and (best is None or len(segment.payload) > len(best.payload)):
                     best = segment
@@ -115,7 +116,7 @@ async def capture(carrier: Carrier, ends: Endpoints, *, wants: int = SPAN) -> Se
     finally:
         if sock.fileno() >= 0:
             sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, 0)
-            drain(sock)
+            _discard(carrier)
     if best is not None and len(best.payload) >= SLOTS:
         return best
     # a peer that lets nothing be sent is no reason to suspect the kernel
@@ -130,17 +131,20 @@ def _pauses(sock: socket.socket) -> Iterator[float]:
         yield 0.05
 
 
-def _take(sock: socket.socket, size: int) -> bytes | None:
-    """The next message of the error queue, None when it is empty."""
-    try:
-        return sock.recvmsg(size, 512, socket.MSG_ERRQUEUE)[0]
-    except BlockingIOError:
-        return None
-
-
 def drain(sock: socket.socket) -> None:
     """Empty the error queue. Raises OSError on a closed socket."""
-    while _take(sock, 1) is not None:
+    while queued_packet(sock, 1) is not None:
+        pass
+
+
+def read_queue(sock: socket.socket) -> bytes | None:
+    """`Carrier.read_errors` of a session whose socket nobody else reads. Raises OSError on a closed socket."""
+    return queued_packet(sock, _LARGEST)
+
+
+def _discard(carrier: Carrier) -> None:
+    """What was looped for an earlier message, whoever has taken it off the queue meanwhile."""
+    while carrier.read_errors() is not None:
         pass
 
 

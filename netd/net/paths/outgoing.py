@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Literal
 
 import trio
 
+from netd.net.paths.looped import read_queue
+
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
@@ -56,6 +58,9 @@ class OutgoingCarrier:
         self._discard()
         await self._stream.send_all(self._request)
         return True
+
+    def read_errors(self) -> bytes | None:
+        return read_queue(self._socket)
 
     def _discard(self) -> None:
         """Drop what has arrived, or the peer's window would close on a long series of rounds.

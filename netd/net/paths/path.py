@@ -110,3 +110,8 @@ class Carrier(Protocol):
 
         Returns once the kernel has it (not: once it is answered), or False when this session has no such message.
         """
+
+    def read_errors(self) -> bytes | None:
+        """The next packet of the socket's error queue, None when there is none now; whoever else empties that queue
+        while SO_TIMESTAMPING is set keeps what it took off for this. Raises OSError once the socket is closed.
+        """

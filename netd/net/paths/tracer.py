@@ -25,7 +25,7 @@ import trio
 
 from netd.net.linux import ESTABLISHED, cookie_of
 from netd.net.paths import fallback, outgoing
-from netd.net.paths.budget import Bucket, TracerLimits
+from netd.net.paths.budget import ProbeBucket, TracerLimits
 from netd.net.paths.inflight import Flight
 from netd.net.paths.looped import (
     Acknowledgement,
@@ -86,7 +86,7 @@ class Tracer:
         """`open_socket(family, type, protocol)` opens every socket of the tracer's own."""
         self._limits = limits or TracerLimits()
         self._turns = trio.CapacityLimiter(max(1, self._limits.traces))
-        self._bucket = Bucket()
+        self._bucket = ProbeBucket()
         self._ledger = Ledger()
         self._open_socket = open_socket
         self._receivers: dict[bool, Receivers] = {}

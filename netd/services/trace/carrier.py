@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import trio
 from trio_websocket import ConnectionClosed
 
+from netd.net.paths.looped import read_queue
+
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
@@ -79,6 +81,9 @@ class PingCarrier:
         self._ping = self._start_ping()
         await self._ping.written.wait()
         return self._ping.sent
+
+    def read_errors(self) -> bytes | None:
+        return read_queue(self._socket)
 
     async def pong(self) -> float | None:
         """Milliseconds to the pong of the last ping carried, or of one sent now if there was none; waits for it."""

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from trio_websocket import WebSocketConnection, WebSocketRequest
 
+    from netd.net.certificates import Certificate
     from netd.runtime.listeners import Listener
-    from netd.services.trace.certificates import Certificate
     from netd.services.trace.config import TraceConfig
     from netd.services.trace.tracing import Shared
 
@@ -116,10 +116,12 @@ def explain(head: bytes, path: str) -> bytes | None:
 class Door:
     """A listener with what its connections need."""
 
-    def __init__(self, listener: Listener, path: str, certificate: Certificate | None) -> None:
+    def __init__(self, listener: Listener, path: str, certificate: Certificate | None, number: int) -> None:
+        """`number` is its place in `trace.listen`."""
         self.listener = listener
         self.path = path
         self.certificate = certificate
+        self.number = number
 
 
 def saved_syn(sock: trio.socket.SocketType) -> bytes:

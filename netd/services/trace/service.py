@@ -27,16 +27,18 @@ import trio
 from trio_websocket import ConnectionClosed, HandshakeError
 from wsproto.utilities import ProtocolError as WebSocketProtocolError
 
-from netd.errors import NotFound
+from netd.budget import Places, address_key
+from netd.errors import NotFound, ProtocolError
+from netd.net.certificates import Certificate
 from netd.net.linux import TCP_SAVE_SYN
+from netd.net.proxy import read_header, trusted
 from netd.runtime.service import ServiceType
-from netd.services.trace.certificates import Certificate
 from netd.services.trace.config import TraceConfig
 from netd.services.trace.counters import Counters
 from netd.services.trace.handshake import Door, saved_syn, shake_hands
 from netd.services.trace.history import History
 from netd.services.trace.ids import IDS
-from netd.services.trace.limits import Places, Turns, address_key
+from netd.services.trace.limits import Turns
 from netd.services.trace.names import Names, Systems, open_systems
 from netd.services.trace.session import ClientView, Endpoint, Session, farewell
 from netd.services.trace.tracing import Shared
@@ -98,9 +100,10 @@ async def prepare(config: TraceConfig, context: Context) -> PreparedTrace:
         for number, listen in enumerate(config.listen):
             certificate = None
             if listen.tls is not None:
-                certificate = await trio.to_thread.run_sync(Certificate, listen.tls, number)
+                load = partial(Certificate, listen.tls, number, service="trace", alpn=["http/1.1"])
+                certificate = await trio.to_thread.run_sync(load)
             listener = await context.listeners.open(listen, options=[(socket.IPPROTO_TCP, TCP_SAVE_SYN, 1)])
-            doors.append(Door(listener, listen.path, certificate))
+            doors.append(Door(listener, listen.path, certificate, number))
     except BaseException:
         prepared.close()
         raise
@@ -239,9 +242,15 @@ class TraceService:
                 await trio.aclose_forcefully(stream)
                 continue
             config, key = self._shared.config, address_key(peer[0])
-            why = self._places.enter(key, limit=config.max_clients, limit_per_key=config.clients_per_address)
+            per_address, proxied = (
+                config.clients_per_address,
+                trusted(config.listen[door.number].proxy_protocol, peer[0]),
+            )
+            if proxied:  # its clients are counted by their own addresses, once the header has said them
+                key, per_address = f"proxy {key}", config.max_clients
+            why = self._places.enter(key, limit=config.max_clients, limit_per_key=per_address)
             if why is None:
-                connections.start_soon(self._guard, door, stream, peer, key)
+                connections.start_soon(self._guard, door, stream, peer, key, proxied)
                 continue
             self._shared.counters.refused(why)
             self._shared.log.debug("client refused", address=peer[0], why=why)
@@ -255,11 +264,27 @@ class TraceService:
                 await stream.send_all(_BUSY)
         await trio.aclose_forcefully(stream)
 
-    async def _guard(self, door: Door, stream: trio.SocketStream, peer: tuple[Any, ...], key: str) -> None:
+    async def _guard(
+        self, door: Door, stream: trio.SocketStream, peer: tuple[Any, ...], key: str, proxied: bool
+    ) -> None:
         """One connection; nothing of it gets out but Cancelled."""
-        host = f"[{peer[0]}]" if ":" in peer[0] else peer[0]
-        address = f"{host}:{peer[1]}"
+        address = _shown(peer)
+        held: str | None = key
         try:
+            if proxied:
+                client = await self._behind_proxy(stream, peer)
+                if client is None:
+                    return
+                self._places.leave(key)
+                held, config = None, self._shared.config
+                address, key = _shown(client), address_key(client[0])
+                why = self._places.enter(key, limit=config.max_clients, limit_per_key=config.clients_per_address)
+                if why is not None:
+                    self._shared.counters.refused(why)
+                    self._shared.log.debug("client refused", address=address, why=why)
+                    await self._turn_away(stream, plain=door.certificate is None)
+                    return
+                held = key
             await self._connection(door, stream, address, key)
         except* (
             ConnectionClosed,
@@ -269,15 +294,29 @@ class TraceService:
             trio.ClosedResourceError,
             OSError,
             UnicodeError,
+            ProtocolError,
         ) as group:
-            # resets, broken TLS, frames and headers against the rules: the WebSocket library lets them out
+            # resets, broken TLS, frames and headers against the rules: the WebSocket library lets (most of) them out
             self._shared.log.debug("connection failed", address=address, why=repr(_first(group)))
         except* Exception:
             self._shared.log.exception("connection broke", address=address)
         finally:
-            self._places.leave(key)
+            if held is not None:
+                self._places.leave(held)
             # the last word wherever the session did not have it; it does not wait
             stream.socket.close()
+
+    async def _behind_proxy(self, stream: trio.SocketStream, peer: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Who a trusted proxy says the client is (the proxy itself, if it says nobody); None if it says nothing."""
+        with trio.move_on_after(self._shared.config.handshake_timeout) as patience:
+            self._handshakes.add(patience)
+            try:
+                return (await read_header(stream)).source or peer
+            finally:
+                self._handshakes.discard(patience)
+        if not self._context.draining.is_set():
+            self._shared.counters.refused("handshake-timeout")
+        return None
 
     async def _connection(self, door: Door, stream: trio.SocketStream, address: str, key: str) -> None:
         if self._context.draining.is_set():
@@ -328,6 +367,11 @@ def service_type(tracer: Tracer) -> ServiceType:
         prepare=prepare,
         build=partial(TraceService, tracer=tracer, turns=turns),
     )
+
+
+def _shown(peer: tuple[Any, ...]) -> str:
+    host = f"[{peer[0]}]" if ":" in peer[0] else peer[0]
+    return f"{host}:{peer[1]}"
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netd.services.trace.limits import Pace, Places, Turns, address_key
+from netd.budget import Places, address_key
+from netd.services.trace.limits import Pace, Turns
 
 INTERVAL, BURST = 5.0, 3
 

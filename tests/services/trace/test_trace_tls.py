@@ -9,8 +9,8 @@ import pytest
 import trio
 
 from netd.errors import PrepareFailed
+from netd.net.certificates import load
 from netd.section import Tls
-from netd.services.trace.certificates import load
 from netd.services.trace.config import TraceListen
 from tests.services.trace.lab import ScriptedTracer, eventually, frame, handshake, read_all, serving
 from tests.services.trace.pems import FIRST_CERTIFICATE, FIRST_KEY, SECOND_CERTIFICATE, SECOND_KEY
@@ -91,7 +91,7 @@ async def test_a_broken_renewal_keeps_the_old_certificate_and_warns(tls: Tls, ke
 async def test_what_cannot_be_used_fails_in_prepare_and_is_named(tls: Tls, key: str | None) -> None:
     tls.key.unlink() if key is None else tls.key.write_text(key)
     with pytest.raises(PrepareFailed, match="cannot use certificate") as caught:
-        load(tls)
+        load(tls, service="trace")
     assert str(tls.key) in str(caught.value)
 
 

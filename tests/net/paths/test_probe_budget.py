@@ -4,18 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netd.net.paths.budget import Bucket, TracerLimits
+from netd.net.paths.budget import ProbeBucket, TracerLimits
 
 
 def test_a_burst_then_the_rate():
-    bucket, limits = Bucket(), TracerLimits(probes_per_second=10.0, burst=3)
+    bucket, limits = ProbeBucket(), TracerLimits(probes_per_second=10.0, burst=3)
     assert [bucket.take(limits, 5.0) for _ in range(4)] == [0.0, 0.0, 0.0, pytest.approx(0.1)]
     assert bucket.take(limits, 5.05) == pytest.approx(0.05)
     assert bucket.take(limits, 5.11) == 0.0
 
 
 def test_limits_may_change_at_any_time():
-    bucket = Bucket()
+    bucket = ProbeBucket()
     bucket.take(TracerLimits(probes_per_second=1.0, burst=1), 0.0)
     assert bucket.take(TracerLimits(probes_per_second=1000.0, burst=1), 0.001) == 0.0
     assert bucket.take(TracerLimits(probes_per_second=0.0, burst=0), 0.001) > 1.0
@@ -23,7 +23,7 @@ def test_limits_may_change_at_any_time():
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=200), st.floats(1, 1000), st.integers(1, 50))
 def test_never_more_than_the_burst_and_the_rate(pauses, rate, burst):
-    bucket, limits, now, taken = Bucket(), TracerLimits(probes_per_second=rate, burst=burst), 0.0, 0
+    bucket, limits, now, taken = ProbeBucket(), TracerLimits(probes_per_second=rate, burst=burst), 0.0, 0
     for pause in pauses:
         now += pause
         taken += bucket.take(limits, now) == 0.0
@@ -37,13 +37,13 @@ def test_the_burst_follows_the_rate(rate, at_once):
 
 
 def test_a_low_limit_holds_in_every_second():
-    bucket, limits = Bucket(), TracerLimits(probes_per_second=1.0)
+    bucket, limits = ProbeBucket(), TracerLimits(probes_per_second=1.0)
     taken = [ms for ms in range(10_000) if bucket.take(limits, ms / 1000) == 0.0]
     assert taken == list(range(0, 10_000, 1000))
 
 
 def test_a_lower_limit_holds_at_once_and_a_higher_one_has_to_be_earned():
-    bucket = Bucket()
+    bucket = ProbeBucket()
     assert bucket.take(TracerLimits(probes_per_second=2000.0), 0.0) == 0.0
     low = TracerLimits(probes_per_second=1.0)
     assert [bucket.take(low, 0.0) for _ in range(2)] == [0.0, pytest.approx(1.0)]
@@ -53,14 +53,14 @@ def test_a_lower_limit_holds_at_once_and_a_higher_one_has_to_be_earned():
 
 
 def test_a_clock_that_goes_back_earns_and_costs_nothing():
-    bucket, limits = Bucket(), TracerLimits(probes_per_second=1.0, burst=5)
+    bucket, limits = ProbeBucket(), TracerLimits(probes_per_second=1.0, burst=5)
     assert bucket.take(limits, 100.0) == 0.0
     assert [bucket.take(limits, 50.0) for _ in range(4)] == [0.0] * 4
     assert bucket.take(limits, 100.0) == pytest.approx(1.0)
 
 
 def test_who_waits_as_long_as_told_gets_a_token_whatever_the_rounding():
-    bucket, limits, now = Bucket(), TracerLimits(probes_per_second=3.0, burst=1), 1e6
+    bucket, limits, now = ProbeBucket(), TracerLimits(probes_per_second=3.0, burst=1), 1e6
     for _ in range(1000):
         while delay := bucket.take(limits, now):
             assert delay > 1e-10
@@ -73,7 +73,7 @@ _changes = st.lists(st.tuples(st.floats(0, 1), st.none() | st.floats(1, 1000)), 
 @given(_changes)
 def test_never_more_than_the_present_limits_allow(steps):
     """Since the last change of the limits, no more than their burst and rate, whatever held before."""
-    bucket, limits, now, since, taken = Bucket(), TracerLimits(probes_per_second=10.0), 0.0, 0.0, 0
+    bucket, limits, now, since, taken = ProbeBucket(), TracerLimits(probes_per_second=10.0), 0.0, 0.0, 0
     for pause, rate in steps:
         now += pause
         if rate is not None:

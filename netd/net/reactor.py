@@ -1,0 +1,672 @@
+"""The daemon's one reactor: where a connection lives once it only carries messages.
+
+    Trio task (accept, TLS, handshake: all that may wait) --adopt--> stream in the reactor, the task ends
+
+    round:  epoll -> recv -> endpoint.receive -> outboxes marked -> every marked outbox flushed with one send
+    then:   another round while there is something, Trio's turn after 2 ms or 16 rounds; else wait for the epoll in Trio
+
+Rules:
+- one Trio task; its epoll is level-triggered and nested in Trio's own; nothing in a round waits;
+- a stream is read once a round (READ bytes at most) and written once a round (WRITE bytes at most), so that a flood of
+  one delays the others by no more than that;
+- EPOLLOUT is asked for only after a short write, EPOLLIN is given back while a stream is paused;
+- what goes wrong with one stream ends that one; the reactor's guard logs it;
+- EPOLLERR with SO_ERROR 0 means that the error queue has something: it is taken off at once, or epoll would report it
+  for ever, and kept for the carrier if a trace is looping packets (SO_TIMESTAMPING is set);
+- it outlives the generations of services; cancelled, it closes what is left.
+
+Waiting in Trio costs some 15 us on the way of every message. Where the last waits were shorter than that is worth
+(`_NEAR`), the epoll is asked again and again for `_SPIN` before the wait; where such looks find nothing, they stop.
+
+It is one long file because the hot path and its ways out of it have to be read together.
+
+Left out: accepting, TLS handshakes and limits (services); what the bytes mean (endpoints); what waits (outboxes).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import ssl
+from collections import deque
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+
+from netd.errors import NetdError
+from netd.net.linux import SO_TIMESTAMPING, queued_packet
+from netd.net.stream import CLOSING, GONE, LINGERING, LOOPED, MAX_LOOPED, OPEN, Endpoint, Outgoing, Stream
+from netd.net.timers import SLICE, Timer, Timers
+from netd.net.tls import reason_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from netd.net.tls import TlsLayer
+
+__all__ = ["Endpoint", "Outgoing", "Reactor", "ReactorSnapshot", "Stream", "Timer", "plain_socket"]
+
+READ: Final = 131_008
+"""Bytes of one recv: a frame of 64 KiB with its length at once. It is allocated before and shrunk after each."""
+_ARENA: Final = 8 << 20
+"""Freed once, a block of this size teaches glibc's malloc (mallopt(3), M_MMAP_THRESHOLD) to take such from the heap
+and to keep 16 MiB of it. Otherwise each round gives its buffers back to the kernel and faults them in anew: half of all
+time with large messages. Other allocators ignore it."""
+WRITE: Final = 262_144
+"""Bytes taken from an outbox at once; also what may be ahead of an urgent message."""
+_JOIN: Final = 4096
+"""Chunks of this size on average are cheaper joined than handed to the kernel one by one."""
+_CHUNKS: Final = 1024
+"""IOV_MAX of Linux."""
+_EVENTS: Final = 128
+"""Streams read in one round: some 2 ms of work."""
+_ROUNDS: Final = 16
+_SPIN: Final = 50e-6
+"""Seconds for which the epoll is asked again instead of waiting for it. No task is delayed for longer by that."""
+_NEAR: Final = 120e-6
+"""A wait in Trio that was shorter would have been spared by looking again."""
+_EAGER: Final = 8
+"""So many near waits more than others, and looking again begins."""
+_CONTROL: Final = 1 << 20
+"""Bytes of answers to TLS messages (alerts, key updates) that may wait for a peer that does not read."""
+_LINGER: Final = 1.0
+"""Seconds a peer has for its FIN after ours."""
+_QUEUED: Final = 64
+"""Packets taken off an error queue in one round."""
+
+_IN: Final = select.EPOLLIN
+_OUT: Final = select.EPOLLOUT
+_ERR: Final = select.EPOLLERR
+_HUP: Final = select.EPOLLHUP
+
+log = structlog.get_logger("netd.reactor")
+
+
+@dataclass(frozen=True, slots=True)
+class ReactorSnapshot:
+    """The reactor at a moment; counts are since it was made."""
+
+    streams: int
+    paused: int
+    dirty: int
+    """Outboxes marked and not yet flushed."""
+    timers: int
+    batches: int
+    """Rounds that read or wrote something."""
+    polls: int
+    """Times that the epoll was asked."""
+    waits: int
+    """Times that it was waited for in Trio."""
+
+
+def plain_socket(stream: trio.SocketStream) -> socket.socket:
+    """The socket of a Trio stream, out of Trio's hands, for `adopt`."""
+    inner = stream.socket
+    family, kind, proto = inner.family, inner.type, inner.proto
+    return socket.socket(family, kind, proto, fileno=inner.detach())
+
+
+class Reactor:
+    """One per daemon; all methods are for the Trio thread."""
+
+    def __init__(self) -> None:
+        self.mark: Callable[[Outgoing], None] = self._mark
+        """An outbox has become non-empty. One object, shared by all outboxes."""
+        self.paused = 0
+        """Streams whose input is paused."""
+        self._epoll: select.epoll | None = None
+        self._wake_fd = -1
+        self._streams: list[Stream | None] = []
+        """By descriptor."""
+        self._count = 0
+        self._dirty: list[Outgoing] = []
+        self._fresh: list[Stream] = []
+        """Streams that came with bytes already read."""
+        self._buried: list[Stream] = []
+        """Streams that are gone and whose endpoints are still to hear of it."""
+        self._timers = Timers()
+        self._parked = False
+        self._working = False
+        self._now = monotonic()
+        self._eager = 0
+        self._batches = self._polls = self._waits = 0
+
+    @property
+    def now(self) -> float:
+        """time.monotonic() as of this batch, or of any moment outside one."""
+        return self._now if self._working else monotonic()
+
+    def snapshot(self) -> ReactorSnapshot:
+        return ReactorSnapshot(
+            streams=self._count,
+            paused=self.paused,
+            dirty=len(self._dirty),
+            timers=len(self._timers),
+            batches=self._batches,
+            polls=self._polls,
+            waits=self._waits,
+        )
+
+    def streams(self) -> list[Stream]:
+        """All there are, in no order that means anything."""
+        return [stream for stream in self._streams if stream is not None]
+
+    # --- its life ---
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled, then close what is left. `started()`: `adopt` may be called."""
+        bytes(_ARENA)
+        self._epoll = select.epoll()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._grow(self._wake_fd)
+        self._epoll.register(self._wake_fd, _IN)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._timers.run, self._ring)
+                task_status.started()
+                await self._serve(self._epoll)
+        finally:
+            self._close_all()
+            self._epoll.close()
+            self._epoll = None
+            os.close(self._wake_fd)
+            self._wake_fd = -1
+
+    async def _serve(self, epoll: select.epoll) -> None:
+        poll = epoll.poll
+        fd = epoll.fileno()
+        rounds, until = 0, monotonic() + SLICE
+        while True:
+            events = poll(0, _EVENTS)
+            self._polls += 1
+            if not events and not self._dirty and not self._fresh and not self._buried:
+                if self._eager >= _EAGER:
+                    # other tasks have had their turn within SLICE, and wait for no longer than _SPIN more
+                    limit = monotonic() + _SPIN
+                    while not events and monotonic() < limit:
+                        events = poll(0, _EVENTS)
+                        self._polls += 1
+                    if not events:
+                        self._eager -= 2
+                if not events:
+                    asleep = monotonic()
+                    self._parked = True
+                    self._waits += 1
+                    try:
+                        await trio.lowlevel.wait_readable(fd)
+                    finally:
+                        self._parked = False
+                    now = monotonic()
+                    if now - asleep < _NEAR:
+                        self._eager = min(self._eager + 1, 2 * _EAGER)
+                    elif self._eager:
+                        self._eager -= 1
+                    rounds, until = 0, now + SLICE
+                    continue
+            self._round(events)
+            rounds += 1
+            if rounds >= _ROUNDS or self._now > until:
+                await trio.lowlevel.checkpoint()
+                rounds, until = 0, monotonic() + SLICE
+
+    def _round(self, events: Sequence[tuple[int, int]]) -> None:
+        """Read what is there, flush what is marked. The hot path of the daemon."""
+        self._now = now = monotonic()
+        self._working = True
+        self._batches += 1
+        if self._fresh:
+            self._feed()  # first: what came with a stream is older than what its socket has
+        streams = self._streams
+        for fd, what in events:
+            stream = streams[fd]
+            if stream is None:
+                if fd == self._wake_fd:
+                    os.eventfd_read(fd)
+                continue
+            if what != _IN or not stream.plain:
+                self._rarely(stream, what)
+                continue
+            try:
+                data = stream.socket.recv(READ)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                self.bury(stream, _why(error))
+                continue
+            if not data:
+                self._peer_ended(stream)
+                continue
+            stream.bytes_in += len(data)
+            try:
+                stream.endpoint.receive(data)
+            except Exception as error:  # noqa: BLE001  # the guard: _failed logs it
+                self._failed(stream, error)
+        if self._buried:
+            self._bury_all()
+        if self._dirty:
+            dirty, self._dirty = self._dirty, []
+            for outbox in dirty:
+                stream = outbox.stream
+                if stream is None:
+                    continue
+                try:
+                    if stream.slow:
+                        self._flush(stream)
+                        continue
+                    size = outbox.size
+                    chunks = outbox.take(WRITE, now)
+                    if len(chunks) == 1:
+                        data = chunks[0]
+                    elif size <= _JOIN * len(chunks):
+                        if not chunks:
+                            continue
+                        data = b"".join(chunks)
+                    else:
+                        self._several(stream, chunks)
+                        continue
+                    try:
+                        sent = stream.socket.send(data)
+                    except BlockingIOError:
+                        sent = 0
+                    stream.bytes_out += sent
+                    if sent != len(data):
+                        self._keep(stream, [memoryview(data)[sent:] if sent else data])
+                    elif outbox.size:
+                        self._dirty.append(outbox)
+                except OSError as error:
+                    self.bury(stream, _why(error))
+                except Exception as error:  # noqa: BLE001  # the guard: _failed logs it
+                    self._failed(stream, error)
+            if self._buried:
+                self._bury_all()
+        self._working = False
+
+    # --- what comes from outside ---
+
+    def adopt(
+        self,
+        sock: socket.socket,
+        endpoint: Endpoint,
+        outbox: Outgoing,
+        *,
+        tls: TlsLayer | None = None,
+        received: bytes = b"",
+    ) -> Stream:
+        """Take a connected socket over; it is the reactor's from here on, and so is `outbox.stream`.
+
+        `received` is plaintext that was read already: fed at the next batch. What the outbox holds is sent then too.
+        Raises RuntimeError if the reactor does not run (the socket stays the caller's).
+        """
+        if self._epoll is None:
+            raise RuntimeError("cannot take over a connection: the reactor is not running")
+        fd = sock.fileno()
+        sock.setblocking(False)
+        if fd >= len(self._streams):
+            self._grow(fd)
+        stream = Stream(self, sock, endpoint, outbox, tls, self.now)
+        self._epoll.register(fd, _IN)
+        stream.events = _IN
+        self._streams[fd] = stream
+        self._count += 1
+        outbox.stream = stream
+        if received:
+            stream.extra().received = received
+            stream.plain = False
+            self.feed_later(stream)
+        if outbox.size or tls is not None:
+            self._mark(outbox)
+        return stream
+
+    def call_at(self, when: float, function: Callable[[], None]) -> Timer:
+        """Call `function` once, in a batch of its own, when time.monotonic() has reached `when`."""
+        return self._timers.call_at(when, function)
+
+    def _mark(self, outbox: Outgoing) -> None:
+        self._dirty.append(outbox)
+        if self._parked:
+            self._wake()
+
+    def _wake(self) -> None:
+        self._parked = False
+        os.eventfd_write(self._wake_fd, 1)
+
+    # --- for Stream ---
+
+    def feed_later(self, stream: Stream) -> None:
+        self._fresh.append(stream)
+        if self._parked:
+            self._wake()
+
+    def arm(self, stream: Stream) -> None:
+        """Tell epoll what the stream waits for now."""
+        if stream.state == GONE or self._epoll is None:
+            return
+        wanted = 0
+        if stream.state == LINGERING or (stream.state == OPEN and not stream.paused):
+            wanted = _IN
+        if stream.rest is not None:
+            wanted |= _OUT
+        if wanted == stream.events:
+            return
+        fd = stream.socket.fileno()
+        if stream.events < 0:
+            self._epoll.register(fd, wanted)
+        else:
+            self._epoll.modify(fd, wanted)
+        stream.events = wanted
+
+    def begin_closing(self, stream: Stream, why: str, within: float) -> None:
+        rare = stream.extra()
+        rare.why = why
+        rare.received = b""
+        if stream.paused:
+            stream.paused = False
+            self.paused -= 1
+        stream.state = CLOSING
+        stream.slow = True
+        stream.plain = False
+        rare.cut_off = self.call_at(self.now + within, lambda: self.bury(stream, why))
+        self.arm(stream)
+        self._mark(stream.outbox)
+
+    def bury(self, stream: Stream, why: str) -> None:
+        """It is gone: the socket is closed and the endpoint told at the end of the batch."""
+        if stream.state == GONE:
+            return
+        if stream.paused:
+            stream.paused = False
+            self.paused -= 1
+        rare = stream.extra()
+        rare.why = rare.why or why
+        rare.received = b""
+        for timer in (rare.cut_off, rare.again):
+            if timer is not None:
+                timer.cancel()
+        rare.cut_off = rare.again = None
+        stream.state = GONE
+        stream.slow = True
+        stream.plain = False
+        stream.rest = None
+        stream.outbox.stream = None
+        fd = stream.socket.fileno()
+        if fd < 0:  # somebody else has closed it, and epoll has forgotten it
+            fd = self._streams.index(stream)
+        elif self._epoll is not None and stream.events >= 0:
+            self._epoll.unregister(fd)
+        self._streams[fd] = None
+        self._count -= 1
+        self._buried.append(stream)
+        if self._parked:
+            self._wake()
+
+    # --- what is rare in a batch ---
+
+    def _rarely(self, stream: Stream, what: int) -> None:
+        """Everything but plain input on a plain open stream."""
+        try:
+            if what & _ERR and not self._error(stream):
+                return
+            if what & _OUT and stream.rest is not None:
+                self._flush(stream, writable=True)
+            if stream.state == GONE:
+                return
+            if what & _IN:
+                self._read(stream)
+            elif what & _HUP:
+                self._hung_up(stream)
+        except OSError as error:
+            self.bury(stream, _why(error))
+        except Exception as error:  # noqa: BLE001  # the guard: _failed logs it
+            self._failed(stream, error)
+
+    def _error(self, stream: Stream) -> bool:
+        """EPOLLERR. False if the stream is gone."""
+        number = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number:
+            self.bury(stream, os.strerror(number).lower())
+            return False
+        kept = None
+        if stream.socket.getsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING):
+            rare = stream.extra()
+            if rare.looped is None:
+                rare.looped = deque(maxlen=MAX_LOOPED)
+            kept = rare.looped
+        for _ in range(_QUEUED):
+            packet = queued_packet(stream.socket, LOOPED if kept is not None else 1)
+            if packet is None:
+                break
+            if kept is not None:
+                kept.append(packet)
+        return True
+
+    def _read(self, stream: Stream) -> None:
+        """One read of a stream in any state. Raises OSError."""
+        if stream.state == CLOSING or stream.paused:
+            return  # what epoll says was true as it said so
+        if stream.rare is not None and stream.rare.received:
+            self._feed_one(stream)
+            return
+        try:
+            data = stream.socket.recv(READ)
+        except BlockingIOError:
+            return
+        if stream.state == LINGERING:
+            if not data:
+                self.bury(stream, "")
+            return
+        if not data:
+            self._peer_ended(stream)
+            return
+        stream.bytes_in += len(data)
+        if stream.tls is None:
+            self._give(stream, data)
+            return
+        tls = stream.tls
+        try:
+            plain = tls.receive(data)
+        except ssl.SSLError as error:
+            if stream.rest is None and tls.pending:  # an alert; nothing else can be sent any more
+                stream.socket.send(tls.outgoing())
+            self.bury(stream, f"cannot decrypt: {reason_of(error)}")
+            return
+        if plain:
+            self._give(stream, plain)
+        if tls.closed and stream.state == OPEN:
+            self._peer_ended(stream)
+        elif tls.pending and stream.state != GONE:
+            self._flush(stream)
+            if tls.pending > _CONTROL:
+                self.bury(stream, "did not read answers of TLS")
+
+    def _hung_up(self, stream: Stream) -> None:
+        """EPOLLHUP alone: both directions are shut (or a Unix peer is gone), and nobody is to read now."""
+        if stream.paused and stream.state == OPEN:
+            # what it sent before is still wanted; epoll would report this for ever meanwhile
+            assert self._epoll is not None
+            self._epoll.unregister(stream.socket.fileno())
+            stream.events = -1
+        else:
+            self.bury(stream, "peer closed the connection")
+
+    def _peer_ended(self, stream: Stream) -> None:
+        stream.extra().peer_ended = True
+        self.begin_closing(stream, "peer closed the connection", 5.0)
+
+    def _failed(self, stream: Stream, error: Exception) -> None:
+        """The guard: what an endpoint or an outbox raised."""
+        if isinstance(error, NetdError):
+            log.debug("stream ended", why=str(error))
+            stream.close(str(error), within=1.0)
+        else:
+            log.error("stream broke", exc_info=error)
+            self.bury(stream, "internal error")
+
+    def _feed(self) -> None:
+        fresh, self._fresh = self._fresh, []
+        for stream in fresh:
+            self._feed_one(stream)
+
+    def _feed_one(self, stream: Stream) -> None:
+        rare = stream.rare
+        if rare is not None and rare.received and not stream.paused and stream.state == OPEN:
+            received, rare.received = rare.received, b""
+            stream.plain = stream.tls is None
+            self._give(stream, received)
+
+    def _give(self, stream: Stream, data: bytes) -> None:
+        try:
+            stream.endpoint.receive(data)
+        except Exception as error:  # noqa: BLE001  # the guard: _failed logs it
+            self._failed(stream, error)
+
+    def _bury_all(self) -> None:
+        while self._buried:
+            buried, self._buried = self._buried, []
+            for stream in buried:
+                assert stream.rare is not None
+                for written in stream.rare.waiting or ():
+                    written.over()
+                stream.socket.close()
+                try:
+                    stream.endpoint.ended(stream.rare.why)
+                except Exception:
+                    log.exception("an endpoint failed at its end")
+
+    # --- writing, when it is more than one send ---
+
+    def _flush(self, stream: Stream, *, writable: bool = False) -> None:
+        """Write what may be written now: whatever the hot path does not know. Raises OSError."""
+        if stream.state in (GONE, LINGERING) or (stream.rest is not None and not writable):
+            return
+        chunks = stream.rest
+        tls = stream.tls
+        if chunks is None:
+            outbox = stream.outbox
+            taken = outbox.take(WRITE, self._now) if outbox.size else []
+            if tls is not None:
+                if taken:
+                    tls.encrypt(taken)
+                taken = [tls.outgoing()] if tls.pending else []
+            if not taken:
+                if outbox.size:
+                    self._hold_back(stream)
+                elif stream.state == CLOSING:
+                    self._say_goodbye(stream)
+                return
+            chunks = [*taken]
+        sent = self._send(stream, chunks)
+        waiting = stream.rare.waiting if stream.rare is not None else None
+        for one in waiting or ():
+            if sent >= one.least:
+                one.done()
+        if stream.rest is not None:
+            return
+        if stream.outbox.size or stream.state == CLOSING or (tls is not None and tls.pending):
+            self._mark(stream.outbox)
+
+    def _several(self, stream: Stream, chunks: list[bytes]) -> None:
+        """Chunks too large to be joined, or none at all although something waits. Raises OSError."""
+        if not chunks:
+            self._hold_back(stream)
+            return
+        self._send(stream, [*chunks])
+        if stream.rest is None and stream.outbox.size:
+            self._dirty.append(stream.outbox)
+
+    def _send(self, stream: Stream, chunks: list[bytes | memoryview]) -> int:
+        """One send; what the kernel does not take becomes the stream's rest. Returns the bytes it took."""
+        total = sum(map(len, chunks))
+        try:
+            if len(chunks) == 1:
+                sent = stream.socket.send(chunks[0])
+            elif total <= _JOIN * len(chunks) or len(chunks) > _CHUNKS:
+                chunks = [b"".join(chunks)]
+                sent = stream.socket.send(chunks[0])
+            else:
+                sent = stream.socket.sendmsg(chunks)
+        except BlockingIOError:
+            sent = 0
+        stream.bytes_out += sent
+        if sent != total:
+            self._keep(stream, _after(chunks, sent))
+        elif stream.rest is not None:
+            stream.rest = None
+            stream.settle()
+            self.arm(stream)
+        return sent
+
+    def _keep(self, stream: Stream, rest: list[bytes | memoryview]) -> None:
+        """The socket is full: the kernel will say when it takes more."""
+        stream.rest = rest
+        stream.slow = True
+        self.arm(stream)
+
+    def _hold_back(self, stream: Stream) -> None:
+        """Bytes wait and may not be sent yet: come back when the outbox' rate allows more."""
+        outbox = stream.outbox
+        delay = outbox.wait(self._now)
+        if delay is None:
+            return
+        rare = stream.extra()
+        if rare.again is not None:
+            rare.again.cancel()
+        rare.again = self.call_at(self._now + delay, lambda: self._mark(outbox))
+
+    def _say_goodbye(self, stream: Stream) -> None:
+        """All is sent. Raises OSError."""
+        rare = stream.extra()
+        if stream.tls is not None and not rare.said_goodbye:
+            rare.said_goodbye = True
+            stream.tls.goodbye()
+            if stream.tls.pending:
+                self._mark(stream.outbox)
+                return
+        if rare.peer_ended:
+            self.bury(stream, rare.why)
+            return
+        stream.socket.shutdown(socket.SHUT_WR)
+        stream.state = LINGERING
+        self.arm(stream)
+        assert rare.cut_off is not None
+        when = min(rare.cut_off.when, self._now + _LINGER)
+        rare.cut_off.cancel()
+        rare.cut_off = self.call_at(when, lambda: self.bury(stream, rare.why))
+
+    def _ring(self) -> None:
+        """A batch of what is due. Outboxes that are marked meanwhile are flushed in a round of their own."""
+        self._now = monotonic()
+        self._working = True
+        self._timers.call_due(self._now)
+        self._working = False
+
+    # --- inside ---
+
+    def _grow(self, fd: int) -> None:
+        self._streams.extend([None] * (fd + 64 - len(self._streams)))
+
+    def _close_all(self) -> None:
+        for stream in self.streams():
+            self.bury(stream, "netd is stopping")
+        self._bury_all()
+        self._dirty.clear()
+        self._fresh.clear()
+        self._timers.clear()
+
+
+def _after(chunks: list[bytes | memoryview], sent: int) -> list[bytes | memoryview]:
+    """What is left of `chunks` after their first `sent` bytes."""
+    for number, chunk in enumerate(chunks):
+        if sent < len(chunk):
+            return [memoryview(chunk)[sent:] if sent else chunk, *chunks[number + 1 :]]
+        sent -= len(chunk)
+    return []
+
+
+def _why(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return f"cannot encrypt: {reason_of(error)}"
+    return (error.strerror or str(error)).lower()
