@@ -30,9 +30,12 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from netd.control.config import ControlConfig, MetricsConfig
 from netd.errors import ConfigError, ConfigProblem
+from netd.hub.config import HubConfig
 from netd.logs import LogConfig
 from netd.runtime.config import RestartPolicy
 from netd.section import OVERRIDE_FILE, Section, fixed
+from netd.services.anomaly.config import AnomalyConfig
+from netd.services.framed.config import FramedConfig
 from netd.services.trace.config import TraceConfig
 from netd.settings.overrides import stage_override
 from netd.settings.overrides import text_with as override_with
@@ -98,10 +101,13 @@ class Settings(Section, BaseSettings):
     log: LogConfig = _section(LogConfig)
     control: ControlConfig = _section(ControlConfig)
     supervisor: RestartPolicy = _section(RestartPolicy)
+    hub: HubConfig = _section(HubConfig)
 
     # services, in the order they start
     metrics: MetricsConfig = _service(MetricsConfig)
     trace: TraceConfig = _service(TraceConfig)
+    framed: FramedConfig = _service(FramedConfig)
+    anomaly: AnomalyConfig = _service(AnomalyConfig)
 
     def services(self) -> dict[str, Section]:
         """Each service's name and section, in the order services start."""
@@ -112,9 +118,12 @@ class Settings(Section, BaseSettings):
         """Settings for a daemon inside someone's program: nothing is read, and nothing of the host is taken.
 
         `values` is nested as in TOML (sections may be given as objects). Unless it says otherwise there is neither a
-        control socket nor a state directory. ConfigError with all problems.
+        control socket nor a state directory, and a service that it does not name is not run. ConfigError with all
+        problems.
         """
         given = dict(values or {})
+        for name in filter(_is_service, cls.model_fields):
+            given.setdefault(name, {"enabled": False})
         given.setdefault("state_directory", None)
         control = given.get("control", {})
         if isinstance(control, dict):

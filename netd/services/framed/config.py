@@ -1,0 +1,181 @@
+"""The [framed] section: where framed TCP is served, in which manner, and what nobody may exceed. Pure.
+
+Rules:
+- every bound of the service stands here; what one *session* may do (messages a second, subscriptions) stands in [hub];
+- limits are `live` and hold for sessions that are there already, from their next message on; what a listener *is*
+  (address, mode, codec, handshake) is `replace`: sessions that are there keep what they came with;
+- combinations that cannot work are refused here, by name, before anything is opened.
+
+Left out: certificates, keys, codecs and verifiers are only named here; `service.py` loads them in `prepare`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, field_validator, model_validator
+
+from netd.section import Listen, Section, live, parse_address, replace
+from netd.services.framed.templates import Template
+
+_REFERENCE = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
+_CODEC_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")
+_OPERATIONS_CODECS = ("auto", "json", "messagepack")
+
+Mode = Literal["operations", "channel", "worker", "echo"]
+Shaking = Literal["none", "optional", "required"]
+SlowConsumer = Literal["disconnect", "drop-oldest", "drop-ephemeral"]
+
+
+def _codec(name: str) -> str:
+    if not (_CODEC_NAME.match(name) or _REFERENCE.match(name)):
+        raise ValueError(
+            f'cannot use codec {name!r}: write "auto", "raw", "text", "json", "cbor", "messagepack", '
+            'the name of an entry point, or "module:attribute"'
+        )
+    return name
+
+
+def _reference(text: str) -> str:
+    if text and not _REFERENCE.match(text):
+        raise ValueError(f'cannot use verifier {text!r}: write "module:function"')
+    return text
+
+
+def _template(text: str) -> str:
+    if text:
+        Template(text)
+    return text
+
+
+class FramedListen(Listen):
+    """One `[[framed.listen]]` entry. Sessions that are there keep the mode, codec and framing that they came with."""
+
+    mode: Mode = replace("operations")
+    """operations: the message vocabulary, each client a full session of the hub. channel: every payload is published to
+    `channel`, and what others publish there comes back as plain payloads. echo: every payload comes back."""
+    codec: Annotated[str, AfterValidator(_codec)] = replace("auto")
+    """What payloads are: raw, text, json, cbor, messagepack, an entry point of the group "netd.codecs", or
+    "module:attribute". auto: in operations JSON or MessagePack by the first byte of the session, elsewhere raw. In echo
+    mode a payload that does not decode ends its connection with 1007, and what decodes comes back as it came."""
+    framing: Literal["length", "none"] = replace("length")
+    """length: four bytes of length (big endian), then the payload. none: whatever arrives at once is a payload."""
+    channel: Annotated[str, AfterValidator(_template)] = replace("", max_length=255)
+    """Of mode channel: where payloads are published, "devices:{tags.device}". {tags.X} is a tag of the handshake,
+    {name} its tag "name", {session} the session's id, {listener} the listener's address. A client without one of those
+    tags is refused with 1008."""
+    echo_own: bool = replace(False)
+    """Of mode channel: a client also receives what it published itself."""
+
+    handshake: Shaking = replace("optional")
+    """The first payload {"type": "handshake", "version": ..., "tags": ...}. none: it is a payload like any other.
+    optional: taken as a handshake if it is one. required: whoever sends something else first is refused with 1008."""
+    version: str = replace("", max_length=128)
+    """The handshake's version has to be this one; "": any will do, or none. With `optional` it is asked of those who
+    send a handshake."""
+    keys: list[Path] = replace(default_factory=list, max_length=256)
+    """Files with the Ed25519 public keys (PEM, DER, or base64 of the DER) that may sign handshakes. With any, every
+    handshake has to be signed by one of them. Files that change are taken by the next handshake."""
+    handshake_window: float = replace(30.0, ge=1, le=3600)
+    """Seconds by which the time of a signed handshake may be off; within it a nonce is good once."""
+    verifier: Annotated[str, AfterValidator(_reference)] = replace("", max_length=255)
+    """ "module:function", called with the Handshake (netd.wire.handshake) and trusted to say whether it is good: what
+    is not true refuses the client with 1008, and so does an exception. `def` runs in a thread, `async def` on Trio;
+    either has what is left of `handshake_timeout`."""
+
+    @field_validator("mode")
+    @classmethod
+    def _has_a_room(cls, mode: Mode) -> Mode:
+        if mode == "worker":
+            raise ValueError("cannot use mode 'worker': there is no worker room in this version")
+        return mode
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.mode == "operations":
+            if self.codec not in _OPERATIONS_CODECS:
+                raise ValueError(
+                    f"cannot use codec {self.codec!r} with mode 'operations': its messages are "
+                    f"{', '.join(_OPERATIONS_CODECS)}"
+                )
+            if self.framing == "none":
+                raise ValueError("cannot use framing 'none' with mode 'operations': nothing says where a message ends")
+        if self.mode == "channel" and not self.channel:
+            raise ValueError("cannot use mode 'channel' without a channel: write for example \"devices:{tags.device}\"")
+        if self.mode != "channel" and self.channel:
+            raise ValueError(f"cannot publish to channel {self.channel!r} in mode {self.mode!r}: write mode 'channel'")
+        if self.framing == "none" and self.handshake != "none":
+            raise ValueError(
+                "cannot take a handshake with framing 'none': nothing says where it ends; write handshake = \"none\""
+            )
+        if self.handshake == "none" and self.channel and (missing := Template(self.channel).of_the_handshake):
+            raise ValueError(f"cannot fill {missing[0]!r} into {self.channel!r} without a handshake")
+        for what, given in (("keys", self.keys), ("a verifier", self.verifier)):
+            if given and self.handshake != "required":
+                raise ValueError(
+                    f"cannot hold handshakes against {what} if clients may come without one: "
+                    'write handshake = "required"'
+                )
+        if self.version and self.handshake == "none":
+            raise ValueError(f"cannot ask for version {self.version!r} without a handshake")
+        if self.interface is not None and isinstance(parse_address(self.address), Path):
+            raise ValueError(f"cannot bind {self.address!r} to interface {self.interface!r}: it is a Unix socket")
+        return self
+
+
+class FramedConfig(Section):
+    """The `[framed]` section. Times are in seconds, sizes in bytes."""
+
+    enabled: bool = live(True)
+    """Run the service."""
+    listen: list[FramedListen] = replace(
+        default_factory=lambda: [FramedListen(address="127.0.0.1:9000")], min_length=1, max_length=64
+    )
+    """Where framed clients connect. A removed entry drains the sessions that came by it, and no others."""
+
+    # who may come
+    max_connections: int = live(10_000, ge=1, le=1_000_000)
+    """Connections at once, unfinished arrivals included; one more is closed at once."""
+    connections_per_address: int = live(1024, ge=1, le=1_000_000)
+    """Connections at once from one IPv4 address or one IPv6 /64, as the PROXY header tells it where one is spoken. Unix
+    sockets count as one address."""
+    handshake_timeout: float = live(10.0, gt=0, le=120)
+    """From accept until PROXY header, TLS, a required handshake and the verifier are done; past it the client is
+    closed."""
+    arriving: int = live(1024, ge=1, le=100_000)
+    """Connections at once that are still at that; one more is closed at once."""
+
+    # what a connection may cost
+    max_frame: int = live(4 * 1024 * 1024, ge=64, le=256 * 1024 * 1024)
+    """Bytes of one payload, inclusive; a frame that announces more ends its connection with 1009 before it is read."""
+    max_unfinished: int = live(256 * 1024 * 1024, ge=1024 * 1024, le=64 * 1024**3)
+    """Bytes of unfinished frames that all connections together may have sent, looked at every second; past it those
+    that hold most of them are closed with 1013."""
+    idle_timeout: float = live(0.0, ge=0, le=604_800)
+    """A client that sends nothing for so long is closed (1000); 0: never."""
+    keepalive: float = live(30.0, ge=0, le=32_767)
+    """A connection silent for so long is probed by the kernel (TCP_KEEPIDLE), then every third of it; three unanswered
+    ones end it. 0: off."""
+    ping_interval: float = live(30.0, ge=0, le=3600)
+    """In operations mode a client silent for so long is sent a ping, which it need not answer; 0: never."""
+    input_rate: int = live(0, ge=0, le=10_000_000_000)
+    """Bytes a second read from one connection in the long run; a faster one is made to wait. 0: no bound."""
+    input_burst: int = live(0, ge=0, le=1_000_000_000)
+    """Bytes that it may send at once after a pause; 0: one second's worth."""
+
+    # what may wait for a connection
+    backpressure: int = live(5 * 1024 * 1024, ge=64 * 1024, le=1024**3)
+    """Bytes that may wait for one client to read. Past half of it the notice `backpressure` is sent, below an eighth
+    `drain`. An echo is never lost: past half of it nothing more is read from its client."""
+    slow_consumer: SlowConsumer = live("disconnect")
+    """What happens to a client for which more would wait. disconnect: closed with 4008. drop-oldest: what waits longest
+    is dropped. drop-ephemeral: what was sent as ephemeral is dropped, and if that does not do, it is closed."""
+    send_buffer: int = live(256 * 1024, ge=0, le=64 * 1024 * 1024)
+    """SO_SNDBUF (the kernel takes twice as much): what else waits for a client, inside the kernel. 0: the kernel's own
+    autotuning, up to net.ipv4.tcp_wmem on top of `backpressure`."""
+    rate: int = live(0, ge=0, le=10_000_000_000)
+    """Bytes a second sent to one connection in the long run, more urgent messages first. 0: no bound."""
+    burst: int = live(0, ge=0, le=1_000_000_000)
+    """Bytes that may be sent to it at once after a pause; 0: one second's worth."""

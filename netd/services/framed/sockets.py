@@ -1,0 +1,63 @@
+"""What framed connections ask of their sockets: keepalive (tcp(7)), send buffer (socket(7)), who is at the other end.
+
+Rule: a limit that a reload changes is set on sockets that are there, too; what a socket does not have (a Unix socket
+has no keepalive) is left alone.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+import struct
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from netd.net.carrier import StreamCarrier
+from netd.net.linux import TCP_SAVED_SYN
+
+if TYPE_CHECKING:
+    from netd.services.framed.config import FramedConfig
+    from netd.services.framed.connection import Connection
+
+_PROBES = 3
+"""Keepalive probes unanswered until the connection ends."""
+
+
+def tune(sock: socket.socket, config: FramedConfig) -> None:
+    """Have `sock` follow the configuration. Raises OSError for a socket that is gone."""
+    if config.send_buffer:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, config.send_buffer)
+    if sock.family == socket.AF_UNIX:
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # Trio has the kernel refuse more than 16 KiB that are not on their way; here `send_buffer` says how much it takes
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
+    keep_alive(sock, config.keepalive)
+
+
+def keep_alive(sock: socket.socket, seconds: float) -> None:
+    """Have the kernel probe a peer that was silent for so long, then every third of it; 0: never."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1 if seconds else 0)
+    if seconds:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, math.ceil(seconds)))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, math.ceil(seconds / _PROBES)))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
+
+
+def carrier_of(connection: Connection) -> StreamCarrier | None:
+    """What the tracer needs of a connection. The client's SYN is kept by the kernel until it is read, here."""
+    stream = connection.stream
+    if stream.socket.family == socket.AF_UNIX or stream.gone:
+        return None
+    syn = b""
+    with suppress(OSError):
+        syn = stream.socket.getsockopt(socket.IPPROTO_TCP, TCP_SAVED_SYN, 512)
+    return StreamCarrier(stream, syn, connection.nudge if connection.mode.name == "operations" else None)
+
+
+def credentials_of(sock: socket.socket) -> tuple[int, int] | None:
+    """pid and uid of the process at the other end of a Unix socket (SO_PEERCRED)."""
+    if sock.family != socket.AF_UNIX or sock.fileno() < 0:
+        return None
+    pid, uid, _ = struct.unpack("@iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid
