@@ -12,11 +12,15 @@ if TYPE_CHECKING:
     from netd.client import shapes
 
 LOGGERS = (
+    "netd.anomaly",
     "netd.control",
     "netd.daemon",
+    "netd.framed",
+    "netd.hub",
     "netd.listeners",
     "netd.metrics",
     "netd.net",
+    "netd.reactor",
     "netd.runtime",
     "netd.settings",
     "netd.store",

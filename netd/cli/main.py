@@ -24,6 +24,10 @@ NOUNS = {
     "metrics": "Counters and gauges (Prometheus).",
     "log": "Show or change log levels while the daemon runs.",
     "trace": "The path to each client: watch, list, show, run.",
+    "framed": "Framed TCP: info, connections; send, listen, connect, bench.",
+    "sessions": "Who is connected: list, show, kick, send.",
+    "channels": "What is said: list, show, publish, tail, history.",
+    "anomaly": "Sessions that behave unlike themselves.",
     "completion": "Print a completion script for bash, zsh or fish.",
 }
 """Noun -> one line about it. Each is the command of the same name in the file of the same name."""

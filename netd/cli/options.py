@@ -45,25 +45,26 @@ def invocation() -> Invocation:
 
 def common_options(command: C) -> C:
     """Give a command --socket and --json. They add up: what an outer command was given holds for the inner one."""
-    for option in (
-        click.option(
-            "--json",
-            is_flag=True,
-            expose_value=False,
-            callback=_note_json,
-            help="Print JSON: one object, or one a line when following.",
-        ),
-        click.option(
-            "--socket",
-            metavar="PATH",
-            type=click.Path(readable=False),  # whether it may be used, connecting tells, and why not
-            expose_value=False,
-            callback=_note_socket,
-            help="The daemon's control socket.",
-        ),
-    ):
-        command = option(command)
-    return command
+    socket = click.option(
+        "--socket",
+        metavar="PATH",
+        type=click.Path(readable=False),  # whether it may be used, connecting tells, and why not
+        expose_value=False,
+        callback=_note_socket,
+        help="The daemon's control socket.",
+    )
+    return socket(json_option(command))
+
+
+def json_option(command: C) -> C:
+    """Give a command --json alone: it does not talk to the control API."""
+    return click.option(
+        "--json",
+        is_flag=True,
+        expose_value=False,
+        callback=_note_json,
+        help="Print JSON: one object, or one a line when following.",
+    )(command)
 
 
 def _note_json(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -77,12 +78,7 @@ def _note_socket(ctx: click.Context, parameter: click.Parameter, value: str | No
 
 
 def call(function: Callable[[ControlClient], Awaitable[T]]) -> T:
-    """Run `function` with a client of the chosen daemon, in a Trio loop of its own.
-
-    Raises what it raises; of an exception group, the one error that a person wants to read.
-    """
-    import trio
-
+    """Run `function` with a client of the chosen daemon, as `run_loop` does."""
     from netd.client.control import ControlClient
 
     chosen = invocation()
@@ -94,8 +90,18 @@ def call(function: Callable[[ControlClient], Awaitable[T]]) -> T:
             finally:
                 chosen.daemon_version = client.daemon_version
 
+    return run_loop(run)
+
+
+def run_loop(main: Callable[[], Awaitable[T]]) -> T:
+    """Run `main` in a Trio loop of its own.
+
+    Raises what it raises; of an exception group, the one error that a person wants to read.
+    """
+    import trio
+
     try:
-        return trio.run(run)
+        return trio.run(main)
     except BaseExceptionGroup as group:
         raise _plain(group) from None
 

@@ -9,6 +9,8 @@ Rules:
 - every wait has a bound (`timeout`, plus what the caller asked the daemon to wait), every answer a largest size;
 - the shapes of what comes back are in shapes.py; what the daemon adds later passes through untouched.
 
+Calls about sessions, channels and anomaly scores are in control_messaging.py.
+
 Left out: presentation (netd/cli) and the services' own transports.
 """
 
@@ -24,6 +26,7 @@ import httpx
 import trio
 
 from netd import __version__
+from netd.client.control_messaging import MessagingCalls
 from netd.client.failures import unreachable
 from netd.client.stream import EventStream, ServerEvent, read_bounded
 from netd.errors import DaemonUnreachable, NetdError, ProtocolError, RequestFailed, VersionMismatch
@@ -52,7 +55,7 @@ def default_socket() -> Path:
     return Path(os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET)
 
 
-class ControlClient:
+class ControlClient(MessagingCalls):
     """One daemon. Use it as `async with`; methods may run concurrently. `timeout` is seconds for an answer."""
 
     def __init__(self, socket: Path | str | None = None, *, timeout: float = 10.0) -> None:
@@ -263,6 +266,20 @@ class ControlClient:
             return await self._open("POST", "/v1/trace/run", body=body)
 
         return EventStream(request, self._explain, last=frozenset({"done", "ended"}))
+
+    # --- framed ------------------------------------------------------------------------------------------------------
+
+    async def framed(self) -> dict[str, Any]:
+        """The framed service's snapshot: listeners, connections, sums, limits. `running` says whether there is one."""
+        return await self._get("/v1/framed")
+
+    async def framed_connections(self, *, limit: int = 1000) -> dict[str, Any]:
+        """`connections` that are here, the oldest first, at most `limit`; and how many there are in `total`."""
+        return await self._call("GET", "/v1/framed/connections", params=[("limit", str(limit))], expect="connections")
+
+    async def framed_connection(self, session_id: str) -> dict[str, Any]:
+        """One connection, by its session's id."""
+        return await self._get(f"/v1/framed/connections/{_part(session_id)}")
 
     # --- requests ----------------------------------------------------------------------------------------------------
 

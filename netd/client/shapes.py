@@ -121,3 +121,114 @@ class LogLevels(TypedDict):
 
 TraceRecord = dict[str, Any]
 """A trace as the history keeps it, hops and all: the trace service adds fields as it learns to see more."""
+
+
+class SessionRow(TypedDict):
+    """One session of a list. `channels`, `dropped` and `refused` are counts; `outbox` and `bytes_*` are bytes."""
+
+    id: str
+    name: str | None
+    transport: str
+    listener: str
+    address: str
+    tls: bool
+    tags: dict[str, str]
+    token: str | None
+    opened: float
+    channels: int
+    messages_in: int
+    messages_out: int
+    bytes_in: int
+    bytes_out: int
+    outbox: int
+    pressed: bool
+    dropped: int
+    refused: int
+
+
+class SessionList(TypedDict):
+    """`next` is what `after` takes to go on, None for the last page."""
+
+    sessions: list[SessionRow]
+    next: str | None
+    total: int
+
+
+class ChannelName(TypedDict):
+    """`name64` (base64) where the name is no text."""
+
+    name: str | None
+    name64: str | None
+
+
+class SessionView(SessionRow):
+    subscriptions: list[ChannelName]
+    traceable: bool
+
+
+class ChannelRow(ChannelName):
+    """`epoch` and `offset` are of the newest message, None where none are kept; `history` counts those that are."""
+
+    subscribers: int
+    epoch: str | None
+    offset: int | None
+    history: int
+
+
+class ChannelList(TypedDict):
+    channels: list[ChannelRow]
+    next: str | None
+
+
+class Member(TypedDict):
+    session: str
+    name: str | None
+    transport: str
+    tags: dict[str, str]
+
+
+class ChannelView(ChannelRow):
+    presence: list[Member]
+
+
+class ChannelHistory(TypedDict):
+    """`messages` have from, data or data64 (base64), offset, epoch, time."""
+
+    epoch: str
+    offset: int
+    complete: bool
+    messages: list[dict[str, Any]]
+
+
+class SessionScores(TypedDict):
+    """Scores are in 0..1; `figure` is what deviates most, `source` who scored."""
+
+    session: str
+    name: str | None
+    transport: str
+    anomaly: float
+    coherence: float
+    entropy: float
+    z: float
+    figure: str
+    samples: int
+    source: str
+
+
+class AnomalyStatus(TypedDict):
+    """`scoring` says who scores now: builtin, command, http, python or none."""
+
+    running: bool
+    use: str | None
+    scoring: str | None
+    adapter_error: str | None
+    interval: float | None
+    threshold: float | None
+    window: int | None
+    tracked: int
+    untracked: int
+    learning: int
+    over: int
+    samples: int
+    sample_ms: float | None
+    sessions: list[SessionScores]

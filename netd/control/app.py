@@ -22,7 +22,7 @@ from fastapi import Depends, FastAPI
 from netd.control.access import AccessPolicy, own_account
 from netd.control.changes import Changes
 from netd.control.routes import changes as changes_routes
-from netd.control.routes import config, events, log, services, status
+from netd.control.routes import channels, config, events, log, services, sessions, status
 from netd.net.rest import ERRORS, known_query, render_errors, set_caller
 
 if TYPE_CHECKING:
@@ -71,11 +71,18 @@ def create_app(
         config.router(host, changes),
         events.router(host, boot=boot),
         log.router(host),
+        sessions.router(host),
+        channels.router(host),
     ):
         app.include_router(router, prefix="/v1")
     for prefix, service_router in host.routers():
         app.include_router(service_router, prefix=f"/v1{prefix}")
     return app
+
+
+_NAMED = ("/v1/sessions/", "/v1/channels/")
+"""Below these a segment of the path is a name that may hold anything: it is routed as it was sent, percent-encoded, and
+the route decodes it. A slash in a name would be taken for one of the path otherwise."""
 
 
 class _Front:
@@ -90,6 +97,8 @@ class _Front:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["path"].startswith(_NAMED):
+            scope["path"] = scope["raw_path"].decode("ascii", "replace")
         caller = await self._policy.caller(scope.get("extensions", {}).get("netd.peer"))
         set_caller(scope, caller)
         answered = 0

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from fastapi import APIRouter
 
     from netd.control.config import ControlConfig
+    from netd.hub.hub import Hub
+    from netd.net.paths.tracer import Tracer
+    from netd.net.reactor import Reactor
     from netd.runtime.bus import Bus
     from netd.runtime.health import Health
     from netd.runtime.metrics import Metrics
@@ -72,6 +75,15 @@ class Host(Protocol):
     bus: Bus
     health: Health
     metrics: Metrics
+
+    @property
+    def hub(self) -> Hub: ...
+
+    @property
+    def tracer(self) -> Tracer: ...
+
+    @property
+    def reactor(self) -> Reactor: ...
 
     @property
     def control_config(self) -> ControlConfig:

@@ -584,7 +584,7 @@ def completed(words: str, socket) -> list[str]:
 def test_words_are_completed_with_and_without_a_daemon(api, tmp_path):
     api.answer("GET", "/v1/services", {"services": [UNIT, BROKEN]})
     assert completed("netctl ", api.socket) == list(NOUNS)
-    assert completed("netctl s", api.socket) == ["status", "services"]
+    assert completed("netctl s", api.socket) == ["status", "services", "sessions"]
     assert completed("netctl services stop ", api.socket) == ["trace", "broker"]
     assert completed("netctl services stop b", api.socket) == ["broker"]
     assert completed("netctl services stop ", tmp_path / "nobody.sock") == []

@@ -29,6 +29,21 @@ READS = [
     ("GET", "/v1/config/diff"),
     ("GET", "/v1/config/schema"),
     ("GET", "/v1/log"),
+    ("GET", "/v1/sessions"),
+    ("GET", "/v1/channels"),
+    ("GET", "/v1/hub"),
+]
+# of one session or channel; test_sessions_routes.py and test_channels_routes.py say who else may
+MESSAGING = [
+    ("GET", "/v1/sessions/{id}"),
+    ("GET", "/v1/sessions/{id}/tcp"),
+    ("POST", "/v1/sessions/{id}/trace"),
+    ("DELETE", "/v1/sessions/{target}"),
+    ("POST", "/v1/sessions/{target}/messages"),
+    ("GET", "/v1/channels/trace"),
+    ("GET", "/v1/channels/trace/history"),
+    ("GET", "/v1/channels/trace/events"),
+    ("POST", "/v1/channels/trace/messages"),
 ]
 WRITES = [
     ("POST", "/v1/services/trace/start"),
@@ -57,7 +72,7 @@ async def test_the_lists_above_are_all_routes_there_are(control):
         for method in item
     }
     elsewhere = {("GET", "/v1/events"), ("GET", "/v1/changes/{id}")}  # tests/control/test_events.py, test_routes.py
-    assert routes - elsewhere == {*READS, *WRITES}
+    assert routes - elsewhere == {*READS, *WRITES, *MESSAGING}
 
 
 @pytest.mark.parametrize(("method", "path"), READS)
@@ -83,7 +98,9 @@ async def test_only_some_may_write(method, path, control, host):
         assert (await client.request(method, path, json=BODIES.get(method))).status_code in (200, 202)
 
 
-@pytest.mark.parametrize(("method", "path"), [*READS, *WRITES, ("GET", "/v1/events"), ("GET", "/v1/changes/x")])
+@pytest.mark.parametrize(
+    ("method", "path"), [*READS, *WRITES, *MESSAGING, ("GET", "/v1/events"), ("GET", "/v1/changes/x")]
+)
 async def test_a_peer_without_credentials_may_do_nothing(method, path, control, host):
     async with control.client(None) as client:
         assert (await client.request(method, path, json=BODIES.get(method))).status_code == 403

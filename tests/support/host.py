@@ -1,7 +1,8 @@
-"""A daemon for the control API's tests: keeps what it was asked, fails when told to, has a real bus and health."""
+"""A daemon for the control API's tests: keeps what it was asked, fails when told to, has a real bus, health and hub."""
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,10 +12,17 @@ import trio
 from netd.control.config import ControlConfig
 from netd.control.host import ConfigChange, ConfigCheck, ConfigView, DaemonState, Host, ReloadResult
 from netd.errors import ControlError, NotFound
+from netd.hub.config import HubConfig, Namespace
+from netd.hub.hub import Hub
+from netd.hub.outbox import Outbox, OutboxRules
+from netd.hub.session import Session
+from netd.net.paths.tracer import Tracer
+from netd.net.reactor import Reactor
 from netd.runtime.bus import Bus, Notice
 from netd.runtime.health import Health
 from netd.runtime.metrics import Metrics
 from netd.runtime.unit import UnitSnapshot
+from netd.wire.messages import encode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +39,10 @@ class FakeHost:
         self.bus = Bus(history=8)
         self.health = Health(self.bus)
         self.metrics = Metrics()
+        self.hub = Hub(HUB, clock=time.time, version=self.version)
+        self.reactor = Reactor()
+        self.tracer = Tracer()
+        """Not running: tests that trace put a scripted one here."""
         self.control_config = ControlConfig()
         self.state: DaemonState = "running"
         self.units = {name: unit(name) for name in ("trace", "broker")}
@@ -109,6 +121,49 @@ class FakeHost:
         if self.fail is not None:
             raise self.fail
 
+
+HUB = HubConfig(
+    namespace=[
+        Namespace(name="chat", history_size=100, join_leave=True),
+        Namespace(name="news", max_message=10_000_000),
+    ],
+    resume_seconds=0,
+)
+"""chat:* has a history, news:* has none."""
+
+
+class FakeSession:
+    """A client of the hub without a connection: its link and the owner of its outbox. `said` is what it was sent."""
+
+    def __init__(self, hub: Hub, *, bound: int = 1 << 20, **fields: Any) -> None:
+        self.carrier: Any = None
+        self.socket: Any = None
+        self.bytes_in, self.bytes_out, self.tls = 100, 200, False
+        self.closed: tuple[int, str] | None = None
+        self.outbox = Outbox(OutboxRules(bound, "drop-oldest"), lambda outbox: None, self)
+        given = {"transport": "framed", "listener": "127.0.0.1:9000", "address": "192.0.2.7:5000"} | fields
+        self.session = Session(encoder=JSON, outbox=self.outbox, link=self, **given)
+        hub.open(self.session)
+
+    @property
+    def said(self) -> list[dict[str, Any]]:
+        return [json.loads(one) for one in self.outbox.take(1 << 30, 0.0)]
+
+    def close(self, code: int, reason: str, retry_after: float | None = None) -> None:
+        self.closed = (code, reason)
+
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+    def pressure(self, over: bool) -> None: ...
+    def overflow(self) -> None: ...
+
+
+class JsonEncoder:
+    def encode(self, event: Any) -> bytes:
+        return encode(event, "json")
+
+
+JSON = JsonEncoder()
 
 CHANGE = ConfigChange("trace.max_hops", 30, 20, "live")
 

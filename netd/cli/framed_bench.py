@@ -1,0 +1,298 @@
+"""`netctl framed bench`: as many messages as an echo gives back, and how long each takes.
+
+    each connection: WINDOW messages out; for every one that comes back, the next goes out
+
+Rules:
+- a message's time is from the send call that carried it to the read that brought it back, so it includes the time in
+  which this process was busy with other connections;
+- times are counted in classes of 1 %, so that a long run takes no more memory than a short one;
+- what came back during the last moments is counted, what is then still under way is not.
+
+Left out: servers of other makes side by side (tests/bench).
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from netd.cli.framed_dial import client_of
+from netd.cli.framed_view import size as readable_size
+from netd.cli.output import Column, console, milliseconds, print_json, table
+from netd.client.framed_connection import first_payloads, load_signer
+from netd.client.framed_link import dial
+from netd.errors import DaemonUnreachable, RequestFailed
+from netd.wire import messages
+from netd.wire.framing import FrameDecoder, FrameLimits, frame
+
+if TYPE_CHECKING:
+    from netd.client.framed import FramedClient
+    from netd.client.framed_link import Link
+
+_INLINE = 32 * 1024
+"""Bytes in flight up to which a connection sends and receives in turn; beyond, both ends could wait for each other."""
+_NO_ECHO = "is its mode echo? (for a listener of mode operations: --operations)"
+_STEP = math.log(1.01)
+
+
+class Times:
+    """How long messages took, in classes of 1 %."""
+
+    def __init__(self) -> None:
+        self._classes: Counter[int] = Counter()
+        self.count = 0
+        self.longest = 0.0
+
+    def add(self, seconds: float, count: int) -> None:
+        self._classes[round(math.log(max(seconds, 1e-9)) / _STEP)] += count
+        self.count += count
+        self.longest = max(self.longest, seconds)
+
+    def quantile(self, share: float) -> float | None:
+        """Seconds that this share of the messages took at most."""
+        if not self.count:
+            return None
+        seen = 0
+        for number in sorted(self._classes):
+            seen += self._classes[number]
+            if seen >= share * self.count:
+                return min(math.exp(number * _STEP), self.longest)
+        return self.longest
+
+
+class Flight:
+    """Messages under way on one connection: (when sent, how many of them)."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._sent: deque[list[float]] = deque()
+
+    def took_off(self, count: int) -> None:
+        self._sent.append([time.perf_counter(), count])
+
+    def landed(self, count: int) -> int:
+        """How many of them were ours (a server's own ping is none)."""
+        now, left = time.perf_counter(), count
+        while left and self._sent:
+            oldest = self._sent[0]
+            part = min(left, int(oldest[1]))
+            self._run.times.add(now - oldest[0], part)
+            oldest[1] -= part
+            left -= part
+            if not oldest[1]:
+                self._sent.popleft()
+        return count - left
+
+
+async def bench(
+    address: str,
+    *,
+    size: int,
+    connections: int,
+    window: int,
+    seconds: float,
+    operations: bool,
+    as_json: bool,
+    **how: Any,
+) -> int:
+    """Run it, and print a table or an object."""
+    if how["framing"] == "none":
+        raise RequestFailed("invalid", "cannot count messages without frames: leave --framing as it is", status=400)
+    patience = how["timeout"]
+    client = client_of(address, how, reconnect=False)
+    payload = bytes(size)
+    if operations:
+        payload = messages.encode(messages.Binary(data64=payload), "messagepack")
+    run = Run(client, frame(payload), window, operations, patience)
+    async with trio.open_nursery() as nursery:
+        links = [await run.open() for _ in range(connections)]
+        for link in links:
+            nursery.start_soon(run.drive, link)
+        await run.first_answer()
+        run.begin()
+        if sys.stderr.isatty() and not as_json:
+            nursery.start_soon(run.show_progress)
+        await trio.sleep(seconds)
+        run.finish()
+        nursery.cancel_scope.cancel()
+    report = run.report(size, connections, window)
+    if as_json:
+        print_json(report)
+    else:
+        _print(report)
+    return 0
+
+
+class Run:
+    """One measurement."""
+
+    def __init__(self, client: FramedClient, framed: bytes, window: int, operations: bool, patience: float) -> None:
+        self.times = Times()
+        self._client = client
+        self._signer = load_signer(client.options.signer)
+        self._framed = framed
+        self._window = window
+        self._operations = operations
+        self._patience = patience
+        self._answered = trio.Event()
+        self._measuring = False
+        self._began = self._ended = 0.0
+
+    async def open(self) -> Link:
+        """A connection that is ready for messages."""
+        options = self._client.options
+        link = await dial(self._client.address, options)
+        for payload in first_payloads(options, self._signer):
+            await link.send(frame(payload))
+        if self._operations:
+            hello = messages.Hello(messages.VERSION, token=options.token, ref=1)
+            await link.send(frame(messages.encode(hello, "messagepack")))
+            await self._welcome(link)
+        return link
+
+    async def _welcome(self, link: Link) -> None:
+        decoder = FrameDecoder(FrameLimits(self._client.options.max_frame))
+        with trio.move_on_after(self._patience):
+            while data := await self._receive(link):
+                for payload in decoder.receive(data):
+                    event = messages.decode_event(payload, "messagepack")
+                    if isinstance(event, messages.Error | messages.Close):
+                        raise RequestFailed("denied", f"cannot begin: the daemon says {event}", status=403)
+                    if isinstance(event, messages.Welcome):
+                        return
+        raise DaemonUnreachable(f"cannot begin at {self._client.address}: no welcome; is its mode operations?")
+
+    async def first_answer(self) -> None:
+        with trio.move_on_after(self._patience):
+            await self._answered.wait()
+            return
+        raise DaemonUnreachable(
+            f"cannot measure {self._client.address}: nothing came back within {self._patience:g} s; {_NO_ECHO}"
+        )
+
+    def begin(self) -> None:
+        self.times = Times()
+        self._began = time.perf_counter()
+        self._measuring = True
+
+    def finish(self) -> None:
+        self._ended = time.perf_counter()
+
+    async def drive(self, link: Link) -> None:
+        """Keep a window of messages under way, until cancelled."""
+        try:
+            async with trio.open_nursery() as nursery:
+                flight = Flight(self)
+                decoder = FrameDecoder(FrameLimits(max(self._client.options.max_frame, len(self._framed))))
+                sender = _Sender(link, self._framed, flight)
+                if len(self._framed) * self._window > _INLINE:
+                    nursery.start_soon(sender.run)
+                    sender.inline = False
+                checked = False
+                await sender.send(self._window)
+                while data := await self._receive(link):
+                    payloads = decoder.receive(data)
+                    if decoder.error is not None:
+                        raise decoder.error
+                    if payloads:
+                        if not self._operations and not checked and payloads[0] != self._framed[4:]:
+                            what = "something else comes back"
+                            raise DaemonUnreachable(f"cannot measure {self._client.address}: {what}; {_NO_ECHO}")
+                        checked = True
+                        self._answered.set()
+                        if ours := flight.landed(len(payloads)):
+                            await sender.send(ours)
+                raise DaemonUnreachable(f"cannot go on: {self._client.address} ended the connection")
+        finally:
+            link.close()
+
+    async def _receive(self, link: Link) -> bytes:
+        try:
+            return await link.receive()
+        except trio.BrokenResourceError as error:
+            raise DaemonUnreachable(f"cannot go on: {self._client.address} reset the connection") from error
+
+    async def show_progress(self) -> None:
+        out = console(stderr=True)
+        with out.status("") as status:
+            before, at = 0, time.perf_counter()
+            while True:
+                await trio.sleep(0.5)
+                now = time.perf_counter()
+                rate = (self.times.count - before) / (now - at)
+                status.update(f"{rate:,.0f} messages/s")
+                before, at = self.times.count, now
+
+    def report(self, size: int, connections: int, window: int) -> dict[str, Any]:
+        seconds = max(self._ended - self._began, 1e-9)
+        rate = self.times.count / seconds
+        times = {"p50": self.times.quantile(0.5), "p99": self.times.quantile(0.99), "max": self.times.longest}
+        return {
+            "address": str(self._client.address),
+            "size": size,
+            "connections": connections,
+            "window": window,
+            "operations": self._operations,
+            "seconds": round(seconds, 3),
+            "messages": self.times.count,
+            "messages_per_second": round(rate, 1),
+            "megabytes_per_second": round(rate * size / 1e6, 3),
+        } | {f"{name}_ms": round(value * 1000, 4) if value is not None else None for name, value in times.items()}
+
+
+class _Sender:
+    """The sending half: in turn with receiving, or in a task of its own."""
+
+    def __init__(self, link: Link, framed: bytes, flight: Flight) -> None:
+        self.inline = True
+        self._link = link
+        self._framed = framed
+        self._flight = flight
+        self._due = 0
+        self._wake = trio.Event()
+
+    async def send(self, count: int) -> None:
+        if self.inline:
+            self._flight.took_off(count)
+            await self._write(count)
+        else:
+            self._due += count
+            self._wake.set()
+
+    async def run(self) -> None:
+        most = max(1, (1 << 20) // len(self._framed))
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            while self._due:
+                count = min(self._due, most)
+                self._due -= count
+                self._flight.took_off(count)
+                await self._write(count)
+
+    async def _write(self, count: int) -> None:
+        try:
+            await self._link.send(self._framed * count)
+        except trio.BrokenResourceError as error:
+            raise DaemonUnreachable("cannot go on: the peer ended the connection") from error
+
+
+def _print(report: dict[str, Any]) -> None:
+    out = console()
+    columns = [Column("SIZE", "right"), Column("CONNECTIONS", "right"), Column("WINDOW", "right")]
+    columns += [Column("MSG/S", "right", style="bold"), Column("MB/S", "right")]
+    columns += [Column(f"{name} ms", "right") for name in ("p50", "p99", "max")]
+    row = (
+        readable_size(report["size"]),
+        report["connections"],
+        report["window"],
+        f"{report['messages_per_second']:,.0f}",
+        f"{report['megabytes_per_second']:,.2f}",
+        *(milliseconds(report[f"{name}_ms"]) for name in ("p50", "p99", "max")),
+    )
+    out.print(table(columns, [row], width=out.width), crop=False)

@@ -1,0 +1,447 @@
+"""What `netctl framed send`, `listen` and `connect` do: a FramedClient, and lines for people or objects for programs.
+
+Each returns the exit code. What happens to the connection is said on stderr, what was received on stdout.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import click
+import trio
+
+from netd.cli.framed_dial import client_of, operation_data, plain_value, warn
+from netd.cli.framed_lines import lines_of_stdin
+from netd.cli.framed_view import client_rows, item_json, item_line, size
+from netd.cli.output import Column, console, print_json, print_json_line, printable, table
+from netd.client.framed_session import Gap
+from netd.errors import ClientError, NetdError, RequestFailed
+from netd.wire import messages
+from netd.wire.messages import Position
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from netd.client.framed import FramedClient
+    from netd.client.framed_session import Subscription
+
+
+# --- send -------------------------------------------------------------------------------------------------------------
+
+
+async def send(
+    address: str,
+    data: bytes,
+    *,
+    channel: str | None,
+    to: str | None,
+    broadcast: bool,
+    priority: int,
+    ephemeral: bool,
+    count: int,
+    lines: bool,
+    form: str | None,
+    answer: bool,
+    as_json: bool,
+    **how: Any,
+) -> int:
+    """Send each message `count` times. Operations: the last one is confirmed, which says that all were seen."""
+    pieces = [piece for piece in data.splitlines() if piece] if lines else [data]
+    codec = how["codec"] or "raw"
+    plain = not (channel or to or broadcast)
+    values = [plain_value(piece, codec, form) if plain else operation_data(piece, form) for piece in pieces]
+    started = time.monotonic()
+    total = len(values) * count
+    report: dict[str, Any] = {"sent": total}
+    code = 0
+    async with client_of(address, how, reconnect=False, discard=plain and not answer) as client:
+        if plain:
+            async with trio.open_nursery() as nursery:
+                if answer:
+                    nursery.start_soon(_print_answers, client, total, as_json)
+                for value in _repeated(values, count):
+                    await client.send(value, priority=priority)
+                await client.flush()
+            if client.telemetry().counters.messages_out < total:
+                raise client.failure or RequestFailed("closed", "cannot send all: the peer ended", status=502)
+        else:
+            more: dict[str, Any] = {"priority": priority, "ephemeral": ephemeral}
+            deliver: Callable[..., Awaitable[int | None]] = (
+                (lambda value, confirm: client.publish(channel, value, confirm=confirm, **more))
+                if channel
+                else (lambda value, confirm: client.direct(to, value, confirm=confirm, **more))
+                if to
+                else (lambda value, confirm: client.broadcast(value, confirm=confirm, **more))
+            )
+            for number, value in enumerate(_repeated(values, count), 1):
+                delivered = await deliver(value, number == total)
+            if total and delivered is not None:
+                report["delivered"] = delivered
+            if refused := _refusals(client):
+                report["refused"] = len(refused)
+                warn(f"{len(refused)} of {total} were refused: {refused[0].message}")
+                code = 1
+        counters = client.telemetry().counters
+    report |= {"bytes": counters.bytes_out, "seconds": round(time.monotonic() - started, 6)}
+    if as_json and not answer:
+        print_json(report)
+    elif not as_json and (total > 1 or not plain) and not answer:
+        reached = f", to {report['delivered']}" if "delivered" in report else ""
+        what = "message" if total == 1 else "messages"
+        click.echo(f"sent {total} {what}{reached}, {size(report['bytes'])} in {report['seconds']:.3g} s")
+    return code
+
+
+def _repeated(values: list[Any], count: int) -> Any:
+    for _ in range(count):
+        yield from values
+
+
+async def _print_answers(client: FramedClient, total: int, as_json: bool) -> None:
+    write = _writer(as_json)
+    async for value in client:
+        write(value)
+        total -= 1
+        if not total:
+            return
+    raise RequestFailed("closed", f"cannot get all answers: {total} had not come when the peer ended", status=502)
+
+
+def _refusals(client: FramedClient) -> list[messages.Error]:
+    """Errors for messages that nobody waited for. All are here: the confirmation came behind them."""
+    found: list[messages.Error] = []
+    with suppress(trio.WouldBlock, StopAsyncIteration):
+        while True:
+            if isinstance(event := client.receive_nowait(), messages.Error):
+                found.append(event)
+    return found
+
+
+# --- listen -----------------------------------------------------------------------------------------------------------
+
+
+async def listen(
+    address: str,
+    *,
+    channels: tuple[str, ...],
+    count: int | None,
+    presence: bool,
+    recover: str | None,
+    as_json: bool,
+    **how: Any,
+) -> int:
+    """Print what comes, until `count` messages have."""
+    write = _writer(as_json)
+    left = count
+
+    async def follow(source: Any, counts: bool) -> None:
+        nonlocal left
+        async for item in source:
+            write(item)
+            if counts and left is not None and _counts(item):
+                left -= 1
+                if left <= 0:
+                    nursery.cancel_scope.cancel()
+                    return
+        if counts:
+            nursery.cancel_scope.cancel()  # the peer said that no more comes
+
+    async with client_of(address, how) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(_say_states, client)
+        if not channels:
+            nursery.start_soon(follow, client, True)
+        else:
+            made = [await _subscribe(client, channel, presence, recover) for channel in channels]
+            for subscription in made:
+                nursery.start_soon(follow, subscription, True)
+            nursery.start_soon(follow, client, False)
+    return 0
+
+
+def _counts(item: Any) -> bool:
+    """A message or a plain payload: no gap, and no event about something else."""
+    return isinstance(item, messages.Message) or not (isinstance(item, Gap) or hasattr(item, "__struct_fields__"))
+
+
+async def _subscribe(client: FramedClient, channel: str, presence: bool, recover: str | None) -> Subscription:
+    position: Position | None = None
+    if recover == "start":
+        kept = await client.history(channel)
+        first = kept.messages[0].offset if kept.messages else None
+        position = Position(kept.epoch, first - 1 if first else kept.offset)
+    elif recover is not None:
+        position = parse_position(recover)
+    return await client.subscribe(channel, recover=position, presence=presence)
+
+
+def parse_position(text: str) -> Position:
+    """ "EPOCH:OFFSET"."""
+    epoch, colon, offset = text.rpartition(":")
+    if not colon or not epoch or not offset.isdigit():
+        raise click.UsageError(f'cannot recover from {text!r}: write EPOCH:OFFSET, or "start"')
+    return Position(epoch, int(offset))
+
+
+async def _say_states(client: FramedClient) -> None:
+    """What becomes of the connection, for the person who watches."""
+    was_lost = False
+    async for state in client.states():
+        if state.name == "backoff":
+            was_lost = True
+            warn(f"connection lost: {state.reason}; again in {state.seconds:.1f} s")
+        elif state.name == "connected" and was_lost:
+            was_lost = False
+            warn("connected again")
+
+
+# --- connect ----------------------------------------------------------------------------------------------------------
+
+
+async def connect(address: str, *, plain: bool, linger: float, as_json: bool, **how: Any) -> int:
+    """Lines from standard input out, what comes to standard output. 1 if something was refused."""
+    codec = how["codec"] or ("text" if plain else "messagepack")
+    how["codec"] = codec
+    async with client_of(address, how) as client, trio.open_nursery() as nursery:
+        talk = _Talk(client, codec, plain, as_json)
+        nursery.start_soon(_say_states, client)
+        nursery.start_soon(talk.show)
+        if not plain:
+            welcome = await client.hello()
+            talk.remark(f"session {welcome.session} at {welcome.server} {welcome.version}; /help lists commands")
+        async for line in lines_of_stdin():
+            if not await talk.line(line):
+                break
+        else:
+            await client.flush()
+            await talk.quiet(linger)
+        nursery.cancel_scope.cancel()
+    return 1 if talk.refused and not sys.stdin.isatty() else 0
+
+
+class _Talk:
+    """One conversation by hand."""
+
+    def __init__(self, client: FramedClient, codec: str, plain: bool, as_json: bool) -> None:
+        self._client = client
+        self._codec = codec
+        self._plain = plain
+        self._as_json = as_json
+        self._write = _writer(as_json)
+        self._patience = math.inf
+        self._silence = trio.CancelScope()
+        self._subscriptions: dict[str, tuple[Subscription, trio.CancelScope]] = {}
+        self._nursery: trio.Nursery | None = None
+        self._used: str | None = None
+        self.refused = 0
+
+    async def show(self) -> None:
+        """Print whatever comes that is no answer."""
+        async with trio.open_nursery() as self._nursery:
+            await self._follow(self._client)
+
+    async def _follow(self, source: Any) -> None:
+        async for item in source:
+            self._silence.deadline = trio.current_time() + self._patience
+            self._write(item)
+
+    async def quiet(self, seconds: float) -> None:
+        """Until nothing came for so long."""
+        self._patience = seconds
+        self._silence.deadline = trio.current_time() + seconds
+        with self._silence:
+            await trio.sleep_forever()
+
+    def remark(self, sentence: str) -> None:
+        if not self._as_json:
+            click.echo(f"-- {printable(sentence)}")
+
+    async def line(self, line: bytes) -> bool:
+        """One line of input; False: the person wants to leave."""
+        if self._plain:
+            await self._client.send(plain_value(line, self._codec, None))
+            return True
+        if not line.startswith(b"/"):
+            if line:
+                await self._try(lambda: self._say(line))
+            return True
+        word, _, rest = line.decode(errors="replace").partition(" ")
+        if word in ("/quit", "/q", "/exit"):
+            return False
+        command = self._COMMANDS.get(word)
+        if command is None:
+            self._complain(f"cannot do {word!r}: /help lists the commands")
+            return True
+        await self._try(lambda: command(self, rest.strip()))
+        return True
+
+    async def _try(self, action: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await action()
+        except click.UsageError as error:
+            self._complain(error.message)
+        except (ClientError, NetdError) as error:
+            if self._client.state.final:
+                raise
+            self._complain(str(error))
+
+    def _complain(self, sentence: str) -> None:
+        self.refused += 1
+        if self._as_json:
+            print_json_line({"event": "error", "message": sentence})
+        else:
+            click.echo(f"-- {printable(sentence)}")
+
+    def _done(self, sentence: str, **fields: Any) -> None:
+        if self._as_json:
+            print_json_line({"event": "ok", **{key: value for key, value in fields.items() if value is not None}})
+        else:
+            self.remark(sentence)
+
+    # --- commands -----------------------------------------------------------------------------------------------------
+
+    async def _say(self, line: bytes) -> None:
+        data = operation_data(line, None)
+        if self._used is not None:
+            await self._client.publish(self._used, data)
+        elif isinstance(data, str):
+            await self._client.text(data, confirm=True)
+        else:
+            await self._client.binary(data, confirm=True)
+
+    async def _sub(self, rest: str) -> None:
+        (channel,) = _words(rest, "/sub CHANNEL", 1)
+        subscription = await self._client.subscribe(channel, presence=True)
+        scope = trio.CancelScope()
+        self._subscriptions[channel] = (subscription, scope)
+        assert self._nursery is not None
+        self._nursery.start_soon(self._hear, subscription, scope)
+        position = subscription.position
+        place = f", at {position.epoch}:{position.offset}" if position is not None else ""
+        self._done(f"subscribed to {channel}{place}", channel=channel)
+
+    async def _hear(self, subscription: Subscription, scope: trio.CancelScope) -> None:
+        with scope:
+            try:
+                await self._follow(subscription)
+            except RequestFailed as error:
+                if self._client.state.final:
+                    raise
+                self._complain(f"{subscription.channel!r} was taken away: {error}")
+
+    async def _unsub(self, rest: str) -> None:
+        (channel,) = _words(rest, "/unsub CHANNEL", 1)
+        if channel not in self._subscriptions:
+            raise click.UsageError(f"cannot unsubscribe from {channel!r}: there is no subscription")
+        subscription, scope = self._subscriptions.pop(channel)
+        scope.cancel()
+        await subscription.unsubscribe()
+        self._done(f"unsubscribed from {channel}", channel=channel)
+
+    async def _pub(self, rest: str) -> None:
+        channel, text = _words(rest, "/pub CHANNEL TEXT", 2)
+        delivered = await self._client.publish(channel, text)
+        self._done(f"published{_reached(delivered)}", delivered=delivered)
+
+    async def _use(self, rest: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self._used = rest or None
+        self._done(f"lines are published to {rest}" if rest else "lines go to the application", channel=rest or None)
+
+    async def _direct(self, rest: str) -> None:
+        whom, text = _words(rest, "/direct WHOM TEXT", 2)
+        delivered = await self._client.direct(whom, text)
+        self._done(f"sent{_reached(delivered)}", delivered=delivered)
+
+    async def _broadcast(self, rest: str) -> None:
+        (text,) = _words(rest, "/broadcast TEXT", 1, whole=True)
+        delivered = await self._client.broadcast(text)
+        self._done(f"sent{_reached(delivered)}", delivered=delivered)
+
+    async def _list(self, rest: str) -> None:
+        self._print_clients(await self._client.clients(rest or None))
+
+    async def _presence(self, rest: str) -> None:
+        (channel,) = _words(rest, "/presence CHANNEL", 1)
+        self._print_clients(await self._client.presence(channel))
+
+    async def _history(self, rest: str) -> None:
+        (channel,) = _words(rest, "/history CHANNEL", 1)
+        kept = await self._client.history(channel)
+        for message in kept.messages:
+            self._write(message)
+        self._done(f"{len(kept.messages)} kept, at {kept.epoch}:{kept.offset}", epoch=kept.epoch, offset=kept.offset)
+
+    async def _ping(self, rest: str) -> None:
+        seconds = await self._client.ping()
+        self._done(f"{seconds * 1000:.3g} ms", seconds=seconds)
+
+    async def _help(self, rest: str) -> None:
+        await trio.lowlevel.checkpoint()
+        for word in self._COMMANDS:
+            self.remark(f"{word} {_USAGE.get(word, '')}".rstrip())
+        self.remark("/quit")
+
+    def _print_clients(self, clients: list[messages.Client]) -> None:
+        rows = client_rows(clients)
+        if self._as_json:
+            keys = ("session", "name", "transport", "tags")
+            print_json_line({"event": "clients", "clients": [dict(zip(keys, row, strict=True)) for row in rows]})
+            return
+        out = console()
+        columns = [Column("SESSION", style="bold"), Column("NAME", narrow="cut"), Column("TRANSPORT", spare=1)]
+        out.print(table([*columns, Column("TAGS", narrow="wrap", spare=2)], rows, width=out.width), crop=False)
+        sys.stdout.flush()
+
+    _COMMANDS: dict[str, Callable[[_Talk, str], Awaitable[None]]] = {  # noqa: RUF012  # never changed
+        "/sub": _sub,
+        "/unsub": _unsub,
+        "/pub": _pub,
+        "/use": _use,
+        "/direct": _direct,
+        "/broadcast": _broadcast,
+        "/list": _list,
+        "/presence": _presence,
+        "/history": _history,
+        "/ping": _ping,
+        "/help": _help,
+    }
+
+
+_USAGE = {
+    "/sub": "CHANNEL",
+    "/unsub": "CHANNEL",
+    "/pub": "CHANNEL TEXT",
+    "/use": "CHANNEL (lines are published there; without one: to the application)",
+    "/direct": "WHOM TEXT (an id, name:NAME or tag:KEY=VALUE)",
+    "/broadcast": "TEXT",
+    "/list": "[CHANNEL]",
+    "/presence": "CHANNEL",
+    "/history": "CHANNEL",
+}
+
+
+def _words(rest: str, usage: str, count: int, *, whole: bool = False) -> list[str]:
+    """The command's words, the last one the rest of the line."""
+    words = [rest] if whole and rest else rest.split(maxsplit=count - 1)
+    if len(words) != count or (count == 1 and not whole and " " in rest):
+        raise click.UsageError(f"write {usage}")
+    return words
+
+
+def _reached(delivered: int | None) -> str:
+    return f" to {delivered}" if delivered is not None else ""
+
+
+def _writer(as_json: bool) -> Callable[[Any], None]:
+    if as_json:
+        return lambda item: print_json_line(item_json(item))
+
+    def write(item: Any) -> None:
+        sys.stdout.write(item_line(item) + "\n")
+        sys.stdout.flush()
+
+    return write

@@ -1,0 +1,201 @@
+"""/v1/channels and /v1/hub: what is heard and what was said; publishing; following a channel.
+
+A channel's name in a path is its bytes, percent-encoded ("chat:room%2F1"); in JSON it is `name`, or `name64` where it
+is no text.
+
+The events of a channel (server-sent):
+
+    id: EPOCH-OFFSET     where the channel has a history: what a reader that comes back goes on after
+    event: subscribed    {"channel", "epoch"?, "offset"?, "recovered"?}   first; "recovered": false, something is lost
+           message       {"channel", "from"?, "data" or "data64", "epoch"?, "offset"?}
+           joined, left  {"channel", "session", "name"?}, where the namespace tells them
+           missed        {"count"}   the reader is too slow: so many messages are lost to it
+           ended         the daemon stops, or "closed": the hub ended the subscription
+"""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated
+from urllib.parse import unquote_to_bytes
+
+from fastapi import APIRouter, Header, Path, Query, Response
+from pydantic import BaseModel
+
+from netd.control.connections import named
+from netd.control.host import Host
+from netd.control.routes.messages import Delivered, MessageBody, MessageView, message_view
+from netd.control.tail import Tail
+from netd.errors import Conflict, NotFound
+from netd.hub.channels import ChannelInfo
+from netd.hub.info import HubInfo
+from netd.hub.permissions import shown
+from netd.net.reactor import ReactorSnapshot
+from netd.net.rest import EVENTS, Content, EventStream, Read, ServerEvent, Write
+from netd.wire.messages import MAX_CHANNEL, Position
+
+MAX_LIST = 1000
+"""Channels, members or messages of one answer."""
+
+Name = Annotated[str, Path(description="The channel's name: 1 to 255 bytes, percent-encoded.")]
+_POSITION = r"^[!-~]{1,128}-[0-9]{1,15}$"
+
+Since = Annotated[
+    str | None, Query(pattern=_POSITION, description='Go on after this position, "EPOCH-OFFSET", as far as it is kept.')
+]
+LastEventId = Annotated[str | None, Header(alias="Last-Event-ID", pattern=_POSITION, description="As since.")]
+
+
+class ChannelView(BaseModel):
+    """A channel now. `name64` is its name in base64 where it is no text. `history` counts the messages that are kept;
+    `epoch` and `offset` are of the newest message, null where the namespace keeps none."""
+
+    name: str | None
+    name64: str | None
+    subscribers: int
+    epoch: str | None
+    offset: int | None
+    history: int
+
+
+class ChannelList(BaseModel):
+    """By name. `next` is what `after` takes to go on; null: there are no more."""
+
+    channels: list[ChannelView]
+    next: str | None
+
+
+class Member(BaseModel):
+    """A session that hears a channel."""
+
+    session: str
+    name: str | None
+    transport: str
+    tags: dict[str, str]
+
+
+class WholeChannel(ChannelView):
+    """A channel with who hears it: at most the first 1000. The daemon's own readers are not shown."""
+
+    presence: list[Member]
+
+
+class ChannelHistory(BaseModel):
+    """Messages of a channel, oldest first. `epoch` and `offset` are the channel's own, now. `complete`: these are all
+    the messages after `since`, or all there ever were."""
+
+    epoch: str
+    offset: int
+    complete: bool
+    messages: list[MessageView]
+
+
+class HubView(BaseModel):
+    """The hub and the reactor now; counts are since the daemon began."""
+
+    hub: HubInfo
+    reactor: ReactorSnapshot
+
+
+def router(host: Host) -> APIRouter:
+    routes = APIRouter(tags=["channels"])
+    tails: set[Tail] = set()
+
+    @routes.get("/hub")
+    async def get_hub(caller: Read) -> HubView:
+        """Totals: sessions, channels, messages, history, and the reactor that carries them."""
+        return HubView(hub=host.hub.info(), reactor=host.reactor.snapshot())
+
+    @routes.get("/channels")
+    async def list_channels(
+        caller: Read,
+        prefix: Annotated[str, Query(max_length=MAX_CHANNEL, description="Only names that begin so.")] = "",
+        limit: Annotated[int, Query(ge=1, le=MAX_LIST)] = 100,
+        after: Annotated[
+            str | None, Query(pattern=r"^([0-9a-f]{2}){1,255}$", description="`next` of an earlier answer.")
+        ] = None,
+    ) -> ChannelList:
+        """Every channel that is heard or has a history, by name."""
+        begin, beginning = bytes.fromhex(after or ""), prefix.encode()
+        found = [one for one in host.hub.channels() if one.name > begin and one.name.startswith(beginning)]
+        more = found[limit - 1].name.hex() if len(found) > limit else None
+        return ChannelList(channels=[_view(one) for one in found[:limit]], next=more)
+
+    @routes.get("/channels/{name}")
+    async def get_channel(name: Name, caller: Read) -> WholeChannel:
+        """One channel and who hears it. 404 for one that nobody hears and that has no history."""
+        channel = _channel(name)
+        info = host.hub.channel(channel)
+        if not info.subscribers and info.epoch is None:
+            raise NotFound(f"cannot find channel {shown(channel)}: nobody hears it, and it has no history", path="name")
+        members = [
+            Member(session=one.session, name=one.name, transport=one.transport, tags=one.tags or {})
+            for one in host.hub.presence(channel)[:MAX_LIST]
+        ]
+        return WholeChannel(presence=members, **_view(info).model_dump())
+
+    @routes.get("/channels/{name}/history")
+    async def get_history(
+        name: Name,
+        caller: Content,
+        since: Since = None,
+        limit: Annotated[int, Query(ge=1, le=MAX_LIST)] = 100,
+    ) -> ChannelHistory:
+        """The newest messages, or the first after `since`. 409 where the namespace keeps none."""
+        channel = _channel(name)
+        page = host.hub.history(channel, _position(since), limit)
+        if page is None:
+            raise Conflict(
+                f"cannot read the history of {shown(channel)}: its namespace keeps none (hub.namespace, history_size)"
+            )
+        messages = [message_view(one) for one in page.messages]
+        return ChannelHistory(epoch=page.epoch, offset=page.offset, complete=page.complete, messages=messages)
+
+    @routes.post("/channels/{name}/messages")
+    async def publish(name: Name, body: MessageBody, caller: Write) -> Delivered:
+        """Publish a message: no permission is asked for, and the channel's rules of size and history hold."""
+        delivered = host.hub.publish(_channel(name), body.content(), priority=body.priority, ephemeral=body.ephemeral)
+        return Delivered(delivered)
+
+    @routes.get("/channels/{name}/events", response_class=Response, responses=EVENTS)
+    async def follow(
+        name: Name, caller: Content, since: Since = None, last_event_id: LastEventId = None
+    ) -> EventStream:
+        """What is said in the channel, as it is said."""
+        return EventStream(_events(Tail(host.hub, _channel(name), _position(since or last_event_id), tails)))
+
+    return routes
+
+
+async def _events(tail: Tail) -> AsyncGenerator[ServerEvent, None]:
+    async with aclosing(tail.events()) as events:
+        async for kind, fields in events:
+            epoch, offset = fields.get("epoch"), fields.get("offset")
+            id = f"{epoch}-{offset}" if epoch is not None and offset is not None else None
+            yield ServerEvent(kind, fields, id=id)
+
+
+def _view(info: ChannelInfo) -> ChannelView:
+    name = named(info.name)
+    return ChannelView(
+        name=name.name,
+        name64=name.name64,
+        subscribers=info.subscribers,
+        epoch=info.epoch,
+        offset=info.offset,
+        history=info.history,
+    )
+
+
+def _channel(segment: str) -> bytes:
+    """The name that a segment of the path stands for."""
+    name = unquote_to_bytes(segment)
+    if not 1 <= len(name) <= MAX_CHANNEL:
+        raise NotFound(f"cannot use a channel of {len(name)} bytes: a name has 1 to {MAX_CHANNEL}", path="name")
+    return name
+
+
+def _position(text: str | None) -> Position | None:
+    if text is None:
+        return None
+    epoch, _, offset = text.rpartition("-")
+    return Position(epoch, int(offset))

@@ -1,0 +1,169 @@
+"""One run of a program that scores: a process of its own, without our privileges, that is asked line by line.
+
+Rules:
+- it has no capabilities and may not gain any, none of our descriptors, and an environment of PATH, HOME, LANG and TZ;
+- it has a process group of its own, and is killed with all that is in it;
+- what it writes to stderr is read, so that it never blocks on it, and the end of it is kept.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import trio
+
+from netd.errors import ProtocolError
+
+_COMPLAINT = 500  # bytes of stderr that are kept
+_READ = 65536
+_ENVIRONMENT = ("PATH", "HOME", "LANG", "TZ")
+
+# Runs in the child, before the program: Python's preexec_fn is not safe in a process with threads. prctl(2),
+# capabilities(7): without ambient ones, and with no new privileges, execve(2) leaves none to an account that is not
+# root; to root it gives the bounding set, which is therefore emptied (and has to be).
+_LAUNCHER = """
+import ctypes, os, sys
+prctl = ctypes.CDLL(None).prctl
+PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, CLEAR_ALL = 23, 24, 38, 47, 4
+if prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or prctl(PR_CAP_AMBIENT, CLEAR_ALL, 0, 0, 0):
+    sys.exit("cannot give up privileges")
+for capability in range(64):
+    prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+    if 0 in os.getresuid() and prctl(PR_CAPBSET_READ, capability, 0, 0, 0) > 0:
+        sys.exit("cannot give up root's capabilities")
+try:
+    os.execv(sys.argv[1], sys.argv[1:])
+except OSError as error:
+    sys.exit(f"cannot start {sys.argv[1]}: {error.strerror.lower()}")
+"""
+
+
+class Ended(ProtocolError):
+    """The program is gone, or has closed a pipe: how it ended says more."""
+
+
+class Program:
+    """One process."""
+
+    def __init__(self, process: trio.Process) -> None:
+        self._process = process
+        self._stderr = b""
+        self._reaped = False
+        self.pid = process.pid
+        self.answered = False
+        """It is up: from now on it has the plain timeout."""
+
+    @classmethod
+    async def start(cls, command: list[str], nursery: trio.Nursery) -> Program:
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-I", "-S", "-c", _LAUNCHER, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+            cwd="/",
+        )
+        program = cls(process)
+        nursery.start_soon(program._listen)
+        return program
+
+    @property
+    def complaint(self) -> str:
+        """The last line of its stderr."""
+        lines = self._stderr.decode(errors="replace").strip().splitlines()
+        return lines[-1][:200] if lines else ""
+
+    async def ask(self, line: bytes, most: int) -> bytes:
+        """Write a line, read one of at most `most` bytes. Raises ProtocolError."""
+        found: bytes | ProtocolError = b""
+
+        async def read() -> None:
+            nonlocal found
+            try:
+                found = await self._read_line(most)
+            except ProtocolError as error:
+                found = error
+                nursery.cancel_scope.cancel()
+
+        # both at once: a program that answers before it has read all must not stand against us
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await self._write(line + b"\n")
+        if isinstance(found, ProtocolError):
+            raise found
+        return found
+
+    async def _write(self, line: bytes) -> None:
+        assert self._process.stdin is not None
+        try:
+            await self._process.stdin.send_all(line)
+        except trio.BrokenResourceError:
+            return  # it has ended or wants no more: its stdout tells
+
+    async def _read_line(self, most: int) -> bytes:
+        stdout = self._process.stdout
+        assert stdout is not None
+        buffer = bytearray()
+        while True:
+            data = await stdout.receive_some(_READ)
+            if not data:
+                raise Ended("cannot ask it: it has ended, or closed its stdout")
+            begin = len(buffer)
+            buffer += data
+            end = buffer.find(b"\n", begin)
+            if end > most or (end < 0 and len(buffer) > most):
+                raise ProtocolError(f"cannot take its answer: it is longer than {most} bytes")
+            if end >= 0:
+                if end + 1 != len(buffer):
+                    raise ProtocolError("cannot use its answer: it said more than one line")
+                return bytes(buffer[:end])
+
+    async def _listen(self) -> None:
+        """Read its stderr: a pipe that nobody reads would block it."""
+        stderr = self._process.stderr
+        assert stderr is not None
+        try:
+            while data := await stderr.receive_some(_READ):
+                self._stderr = (self._stderr + data)[-_COMPLAINT:]
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return
+
+    def kill(self) -> None:
+        """All of its process group. Before anybody has waited for it: until then its number is nobody else's."""
+        if not self._reaped:
+            try:
+                os.killpg(self.pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                return
+
+    async def end(self, patience: float) -> int:
+        """Close its stdin, let it end within `patience` seconds, kill what is left of its group."""
+        assert self._process.stdin is not None
+        await self._process.stdin.aclose()
+        with trio.move_on_after(patience):
+            assert self._process.stdout is not None
+            try:
+                while await self._process.stdout.receive_some(_READ):  # until it closes its end
+                    pass
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass
+        self.kill()
+        self._reaped = True
+        status = await self._process.wait()
+        for stream in (self._process.stdout, self._process.stderr):
+            if stream is not None:
+                await stream.aclose()
+        return status
+
+
+def how(status: int) -> str:
+    if status >= 0:
+        return f"status {status}"
+    try:
+        return f"killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"killed by signal {-status}"

@@ -1,0 +1,732 @@
+"""`netctl framed`: what the service says, and the client commands against a server of the test's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+import trio
+
+from netd.cli.framed_bench import Times
+from netd.cli.framed_dial import _place, plain_value, tags_of
+from netd.cli.framed_view import item_json, item_line, shown, size
+from netd.client.framed_session import Gap
+from netd.wire import handshake, messages
+from netd.wire.messages import (
+    AskHistory,
+    Binary,
+    BinaryEvent,
+    Broadcast,
+    Client,
+    Clients,
+    Direct,
+    Error,
+    History,
+    Joined,
+    ListClients,
+    Message,
+    Ok,
+    Ping,
+    Pong,
+    Position,
+    Publish,
+    SendDirect,
+    Subscribe,
+    Text,
+    TextEvent,
+    Unsubscribe,
+)
+from tests.support.framedpeer import PATIENCE, FramedPeer
+
+NOW = time.time()
+STATUS = {
+    "running": True,
+    "listeners": [
+        {
+            "address": "127.0.0.1:9000",
+            "mode": "operations",
+            "codec": "auto",
+            "tls": False,
+            "handshake": "optional",
+            "connections": 3,
+        },
+        {
+            "address": "[2001:db8:1234:5678:9abc:def0:1234:5678]:9001",
+            "mode": "channel",
+            "codec": "json",
+            "tls": True,
+            "handshake": "required",
+            "connections": 0,
+        },
+    ],
+    "connections": 4,
+    "sessions": 3,
+    "arriving": 1,
+    "total": 12,
+    "bytes_in": 2048,
+    "bytes_out": 3 * 1024 * 1024,
+    "messages_in": 1,
+    "messages_out": 70,
+    "dropped": 5,
+    "backpressure": 2,
+    "drains": 1,
+    "rejected": {"tls": 4, "busy": 0},
+    "limits": {},
+}
+CONNECTION = {
+    "id": "59a20bbf-e8f1-45dd-a4f2-80b80da8b546",
+    "address": "192.0.2.7:50312",
+    "listener": "127.0.0.1:9000",
+    "mode": "operations",
+    "tls": True,
+    "opened": NOW - 100,
+    "idle": 3.0,
+    "name": "al\x1b[2Jpha",
+    "tags": {"site": "lab"},
+    "version": "1.0",
+    "signed": True,
+    "channel": None,
+    "bytes_in": 72,
+    "bytes_out": 461,
+    "messages_in": 2,
+    "messages_out": 6,
+    "unfinished": 0,
+    "queued": 4096,
+    "dropped": 0,
+    "paused": ["rate"],
+    "pid": None,
+    "uid": None,
+}
+
+
+@contextmanager
+def served(script, **how):
+    """Run `script(peer)` on a Trio loop in a thread; yields the address. What it raises is raised at the end."""
+    addresses: queue.Queue[str] = queue.Queue()
+    failures = []
+
+    async def main() -> None:
+        async with FramedPeer(**how) as peer:
+            addresses.put(peer.address)
+            await script(peer)
+
+    def run() -> None:
+        try:
+            trio.run(main)
+        except BaseException as error:  # noqa: BLE001  # raised below
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield addresses.get(timeout=PATIENCE)
+    finally:
+        thread.join(PATIENCE)
+    if failures:
+        raise failures[0]
+
+
+def words(text: str) -> list[str]:
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+def lines_of(text: str) -> list[str]:
+    """Lines without the time at their beginning."""
+    return [re.sub(r"^\d\d:\d\d:\d\d\.\d{3}  ", "", line) for line in text.splitlines()]
+
+
+# --- the service ------------------------------------------------------------------------------------------------------
+
+
+def test_info_says_what_listens_who_is_here_and_what_went_wrong(api, netctl):
+    api.answer("GET", "/v1/framed", STATUS)
+    said = words(netctl("framed", "info").stdout)
+    assert said[0] == "LISTENING MODE CODEC TLS HANDSHAKE CONNECTIONS"
+    assert said[1] == "127.0.0.1:9000 operations auto no optional 3"
+    assert said[4:] == [
+        "3 sessions, 1 arriving, 12 so far",
+        "received 1 message, 2.0 KiB",
+        "sent 70 messages, 3.0 MiB",
+        "backpressure 2 times, drained 1 times; 5 messages dropped",
+        "not let in: 4 tls",
+    ]
+    assert json.loads(netctl("framed", "info", "--json").stdout) == STATUS
+
+
+def test_a_service_that_does_not_run_says_so(api, netctl):
+    api.answer("GET", "/v1/framed", {"running": False})
+    assert netctl("framed", "info").stdout == "the framed service is not running\n"
+
+
+def test_connections_fit_a_narrow_terminal_and_keep_their_ids(api, netctl):
+    answer = {"connections": [CONNECTION, CONNECTION | {"name": None, "tls": False}], "total": 7}
+    api.answer("GET", "/v1/framed/connections", answer)
+    wide = netctl("framed", "connections", "--limit", "2").stdout
+    assert "operations, TLS" in wide
+    assert "\x1b" not in wide
+    assert wide.endswith("and 5 more (--limit)\n")
+    assert dict(api.requests[-1].query) == {"limit": "2"}
+    narrow = netctl("framed", "connections", COLUMNS="80").stdout
+    assert max(len(line) for line in narrow.splitlines()) <= 80
+    assert CONNECTION["id"] in narrow
+    assert CONNECTION["address"] in narrow
+    assert json.loads(netctl("framed", "connections", "--json").stdout) == answer
+    api.answer("GET", "/v1/framed/connections", {"connections": [], "total": 0})
+
+
+def test_one_connection_with_all_there_is_about_it(api, netctl):
+    path = f"/v1/framed/connections/{CONNECTION['id']}"
+    api.answer("GET", path, CONNECTION | {"later": "field"})
+    said = words(netctl("framed", "connections", CONNECTION["id"]).stdout)
+    assert said[0] == CONNECTION["id"]
+    for fact in ("from 192.0.2.7:50312", "TLS yes", "tags site=lab", "queued 4.0 KiB", "paused by rate", "later field"):
+        assert fact in said
+    assert not any(line.startswith(("channel", "unfinished", "dropped", "process")) for line in said)
+
+
+def test_a_connection_that_is_not_there(api, netctl):
+    message = "cannot accept id: string should match pattern"
+    api.refuse("GET", "/v1/framed/connections/zzz", 422, "invalid", message, "id")
+    said = netctl("framed", "connections", "zzz")
+    assert said.exit_code == 66
+    assert "cannot find connection 'zzz'" in said.stderr
+
+
+# --- send -------------------------------------------------------------------------------------------------------------
+
+
+def test_send_plain_payloads_and_print_the_answers(netctl):
+    async def echo(peer):
+        link = await peer.accept()
+        assert await link.receive() == b"hello"
+        await link.send(b"HELLO \x1b[2J")
+        await link.close()
+
+    with served(echo) as address:
+        said = netctl("framed", "send", address, "hello", "--answer")
+    assert said.exit_code == 0
+    assert lines_of(said.stdout) == [r"HELLO \x1b[2J"]
+
+
+@pytest.mark.parametrize(
+    ("options", "payload"),
+    [
+        (["--codec", "json", '{"a": 1}'], b'{"a":1}'),
+        (["--codec", "json", "no JSON"], b'"no JSON"'),
+        (["--codec", "json", "--as", "text", "1"], b'"1"'),
+        (["--codec", "cbor", "[1]"], b"\x81\x01"),
+        (["--as", "hex", "00ff"], b"\x00\xff"),
+        (["--codec", "text", "héllo"], "héllo".encode()),
+    ],
+)
+def test_data_becomes_a_payload_as_codec_and_form_say(netctl, options, payload):
+    async def serve(peer):
+        link = await peer.accept()
+        assert await link.receive() == payload
+        await link.close()
+
+    with served(serve) as address:
+        assert netctl("framed", "send", address, *options).exit_code == 0
+
+
+def test_send_lines_of_a_pipe_several_times_by_priority_and_with_a_handshake(tmp_path):
+    async def serve(peer):
+        link = await peer.accept()
+        shaken = handshake.parse(await link.receive())
+        assert (shaken.version, shaken.tags) == ("1.0", {"device": "alpha"})
+        assert [await link.receive() for _ in range(4)] == [b"one", b"two", b"one", b"two"]
+        await link.close()
+
+    with served(serve) as address:
+        command = [sys.executable, "-m", "netd.cli.main", "framed", "send", address, "-", "--lines", "--count", "2"]
+        command += ["--tag", "device=alpha", "--handshake-version", "1.0", "--json"]
+        said = subprocess.run(command, input=b"one\n\ntwo\n", capture_output=True, timeout=PATIENCE, check=False)
+    assert said.returncode == 0
+    report = json.loads(said.stdout)
+    assert report["sent"] == 4
+    assert report["bytes"] > 4 * (4 + 3)  # and the handshake
+
+
+def test_send_as_an_operation_says_whom_it_reached(netctl):
+    async def serve(peer):
+        link = await peer.accept()
+        await link.welcome()
+        request = await link.request(Publish)
+        assert (request.channel, request.data, request.priority, request.ephemeral) == ("public:a", {"n": 1}, 3, True)
+        await link.say(Ok(ref=request.ref, delivered=2))
+        await link.close()
+
+    with served(serve) as address:
+        options = ["--channel", "public:a", "--as", "json", '{"n": 1}', "--priority", "3", "--ephemeral"]
+        said = netctl("framed", "send", address, *options)
+    assert said.exit_code == 0
+    assert re.match(r"sent 1 message, to 2, \d+ B in [0-9.e-]+ s\n$", said.stdout)
+
+
+def test_of_many_only_the_last_is_confirmed_and_refusals_are_counted(netctl):
+    async def serve(peer):
+        link = await peer.accept()
+        await link.welcome()
+        requests = [await link.request(SendDirect) for _ in range(5)]
+        assert [request.ref is None for request in requests] == [True] * 4 + [False]
+        await link.say(*[Error(code="rate", message="cannot send so fast")] * 3, Ok(ref=requests[-1].ref, delivered=1))
+        await link.close()
+
+    with served(serve) as address:
+        said = netctl("framed", "send", address, "--to", "name:beta", "psst", "--count", "5", "--json")
+    assert said.exit_code == 1
+    assert "3 of 5 were refused: cannot send so fast" in said.stderr
+    assert json.loads(said.stdout) | {"bytes": 0, "seconds": 0} == {
+        "sent": 5,
+        "delivered": 1,
+        "refused": 3,
+        "bytes": 0,
+        "seconds": 0,
+    }
+
+
+def test_a_refusal_ends_with_its_exit_code_and_nobody_there_with_another(netctl):
+    async def serve(peer):
+        link = await peer.accept()
+        await link.welcome()
+        request = await link.request(Publish)
+        await link.say(Error(ref=request.ref, code="denied", message="cannot publish to 'x': no"))
+        await link.ended()
+
+    with served(serve) as address:
+        said = netctl("framed", "send", address, "--channel", "x", "data", "--json")
+    assert said.exit_code == 77
+    assert json.loads(said.stderr) == {"error": {"kind": "denied", "message": "cannot publish to 'x': no"}}
+    gone = netctl("framed", "send", address, "data")
+    assert (gone.exit_code, gone.stderr) == (69, f"netctl: cannot connect to {address}: connection refused\n")
+
+
+@pytest.mark.parametrize(
+    "misused",
+    [
+        ["send"],
+        ["send", "h:1", "x", "--channel", "a", "--to", "b"],
+        ["send", "h:1", "x", "--channel", "a", "--answer"],
+        ["send", "h:1", "x", "--priority", "256"],
+        ["send", "h:1", "x", "--tag", "novalue"],
+        ["send", "h:1", "x", "--as", "hex"],
+        ["listen", "h:1", "--recover", "start"],
+        ["listen", "h:1", "a", "b", "--recover", "e:1"],
+        ["bench", "h:1", "--window", "0"],
+    ],
+    ids=" ".join,
+)
+def test_misuse(netctl, misused):
+    assert netctl("framed", *misused).exit_code == 2
+
+
+def test_an_address_that_is_none(netctl):
+    said = netctl("framed", "send", "nonsense", "x")
+    assert (said.exit_code, said.stdout) == (76, "")
+    assert said.stderr.startswith("netctl: cannot connect to 'nonsense': write \"host:9000\"")
+
+
+# --- listen -----------------------------------------------------------------------------------------------------------
+
+
+def test_listen_prints_messages_as_they_come_and_ends_after_the_count(netctl):
+    async def serve(peer):
+        link = await peer.accept()
+        await link.welcome()
+        await link.confirm("public:a", epoch="e", offset=0)
+        await link.say(
+            Message("public:a", from_="59a20bbf-e8f1", data="hi \x1b[2J", offset=1, epoch="e"),
+            Joined("s-3", "beta", channel="public:a"),
+            Message("public:a", data64=b"\xff\x00", offset=4, epoch="e"),
+        )
+        await link.ended()
+
+    with served(serve) as address:
+        said = netctl("framed", "listen", address, "public:a", "--count", "2", "--presence")
+    assert said.exit_code == 0
+    assert lines_of(said.stdout) == [
+        r"public:a 1  59a20bbf  hi \x1b[2J",
+        "public:a  beta joined",
+        "public:a  -- 2 messages missing here --",
+        "public:a 4  daemon  0xff00",
+    ]
+
+
+def test_listen_as_json_from_all_that_is_kept(netctl):
+    async def serve(peer):
+        link = await peer.accept()
+        await link.welcome()
+        request = await link.request(AskHistory)
+        kept = [Message("public:a", data=number, offset=number, epoch="e") for number in (7, 8)]
+        await link.say(History(ref=request.ref, channel="public:a", epoch="e", offset=8, messages=kept))
+        asked = await link.confirm("public:a", epoch="e", offset=6, recovered=True)
+        assert asked.recover == Position("e", 6)
+        await link.say(*kept, Message("public:a", data={"n": 9}, offset=9, epoch="e"))
+        await link.ended()
+
+    with served(serve) as address:
+        said = netctl("framed", "listen", address, "public:a", "--count", "3", "--recover", "start", "--json")
+    assert said.exit_code == 0
+    rows = [json.loads(line) for line in said.stdout.splitlines()]
+    assert rows[0] == {"event": "message", "channel": "public:a", "data": 7, "offset": 7, "epoch": "e"}
+    assert [row["data"] for row in rows] == [7, 8, {"n": 9}]
+
+
+def test_listen_from_a_position_and_across_a_lost_connection(netctl):
+    async def serve(peer):
+        link = await peer.accept()
+        await link.welcome()
+        asked = await link.confirm("a", epoch="new", offset=3, recovered=False)
+        assert asked.recover == Position("old:epoch", 5)
+        await link.close()
+        link = await peer.accept()
+        await link.welcome("s-2")
+        await link.confirm("a", epoch="new", offset=3, recovered=True)
+        await link.say(Message("a", data="after", offset=4, epoch="new"))
+        await link.ended()
+
+    with served(serve) as address:
+        said = netctl("framed", "listen", address, "a", "--count", "1", "--recover", "old:epoch:5")
+    assert said.exit_code == 0
+    assert lines_of(said.stdout) == ["a  -- messages may be missing here --", "a 4  daemon  after"]
+    assert re.match(r"netctl: connection lost: .*; again in 0\.\d s\nnetctl: connected again\n$", said.stderr)
+
+
+def test_listen_to_plain_payloads_until_the_peer_takes_leave(netctl):
+    async def serve(peer):
+        link = await peer.accept()
+        await link.send(b"one", b"\xff")
+        await link.ended()
+
+    with served(serve) as address:
+        said = netctl("framed", "listen", address, "--count", "2", "--json")
+    assert [json.loads(line) for line in said.stdout.splitlines()] == [
+        {"event": "payload", "data64": "b25l"},
+        {"event": "payload", "data64": "/w=="},
+    ]
+
+
+def test_being_kicked_ends_listening_with_the_reason(netctl):
+    async def serve(peer):
+        link = await peer.accept()
+        await link.welcome()
+        await link.confirm("a")
+        await link.say(messages.Close(messages.CloseCode.KICKED, "out"))
+        await link.ended()
+
+    with served(serve) as address:
+        said = netctl("framed", "listen", address, "a")
+    assert said.exit_code == 1
+    assert said.stderr == "netctl: cannot go on: the daemon closed the session: kicked (4010): out\n"
+
+
+def test_ctrl_c_ends_listening_quietly():
+    async def serve(peer):
+        link = await peer.accept()
+        await link.send(b"one")
+        await link.ended()
+
+    with served(serve) as address:
+        command = [sys.executable, "-W", "error", "-m", "netd.cli.main", "framed", "listen", address]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as listening:
+            assert listening.stdout is not None
+            assert listening.stdout.readline().endswith("  one\n")
+            listening.send_signal(signal.SIGINT)
+            _, errors = listening.communicate(timeout=PATIENCE)
+    assert (listening.returncode, errors) == (130, "")
+
+
+# --- connect ----------------------------------------------------------------------------------------------------------
+
+
+async def hub(peer) -> None:
+    """Answers whatever `connect` can ask, until the client leaves."""
+    link = await peer.accept()
+    await link.welcome("59a20bbf-e8f1-45dd-a4f2-80b80da8b546")
+    while True:
+        try:
+            request = messages.decode_request(await link.receive(), link.format)
+        except trio.EndOfChannel:
+            await link.close()
+            return
+        match request:
+            case Subscribe():
+                await link.say(Ok(ref=request.ref, channel=request.channel, epoch="e", offset=4))
+            case Publish():
+                await link.say(Ok(ref=request.ref, delivered=1))
+                await link.say(Message(request.channel, from_="s-1", data=request.data, offset=5, epoch="e"))
+            case Text():
+                await link.say(Ok(ref=request.ref), TextEvent(request.text))
+            case Binary():
+                await link.say(Ok(ref=request.ref), BinaryEvent(data64=request.data64))
+            case SendDirect():
+                await link.say(Error(ref=request.ref, code="not-found", message="cannot find nobody"))
+            case messages.SendBroadcast():
+                await link.say(Ok(ref=request.ref, delivered=0), Broadcast("s-2", "all"))
+            case ListClients() | messages.AskPresence():
+                someone = Client("s-2", "beta", "framed", {"site": "lab"})
+                kind = Clients if isinstance(request, ListClients) else messages.Presence
+                more = {} if isinstance(request, ListClients) else {"channel": request.channel}
+                await link.say(kind(ref=request.ref, clients=[someone], **more))
+            case AskHistory():
+                kept = [Message("public:a", data="old", offset=4, epoch="e")]
+                await link.say(History(ref=request.ref, channel="public:a", epoch="e", offset=4, messages=kept))
+            case Ping():
+                await link.say(Pong(request.ts, ref=request.ref))
+            case Unsubscribe():
+                await link.say(Ok(ref=request.ref))
+            case _:
+                pass
+
+
+def talk(address: str, script: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-m", "netd.cli.main", "framed", "connect", address, *options]
+    return subprocess.run(command, input=script, capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+
+def test_connect_does_all_operations_from_a_pipe():
+    script = """hello app
+/sub public:a
+/pub public:a hi there
+/use public:a
+said here
+/use
+/list
+/presence public:a
+/history public:a
+/broadcast all of you
+/ping
+/unsub public:a
+/help
+"""
+    with served(hub) as address:
+        said = talk(address, script)
+    assert (said.returncode, said.stderr) == (0, "")
+    lines = lines_of(said.stdout)
+    for line in (
+        "-- session 59a20bbf-e8f1-45dd-a4f2-80b80da8b546 at netd 0.1.0; /help lists commands",
+        "application  hello app",
+        "-- subscribed to public:a, at e:4",
+        "-- published to 1",
+        "public:a 5  s-1  hi there",
+        "-- lines go to the application",
+        "public:a 4  daemon  old",
+        "-- 1 kept, at e:4",
+        "-- sent to 0",
+        "broadcast  s-2  all",
+        "-- unsubscribed from public:a",
+        "-- /pub CHANNEL TEXT",
+    ):
+        assert line in lines
+    assert words(said.stdout).count("s-2 beta framed site=lab") == 2
+    assert any(re.fullmatch(r"-- [\d.e-]+ ms", line) for line in lines)
+
+
+def test_connect_goes_on_after_what_is_refused_and_tells_scripts():
+    with served(hub) as address:
+        said = talk(address, "/direct nobody hi\n/pub public:a\n/bogus\n/unsub x\nstill here\n/quit\nnever sent\n")
+    assert said.returncode == 1
+    lines = lines_of(said.stdout)
+    assert lines[1:5] == [
+        "-- cannot find nobody",
+        "-- write /pub CHANNEL TEXT",
+        "-- cannot do '/bogus': /help lists the commands",
+        "-- cannot unsubscribe from 'x': there is no subscription",
+    ]
+    assert "never sent" not in said.stdout
+
+
+def test_connect_as_json():
+    with served(hub) as address:
+        said = talk(address, "/sub public:a\n/pub public:a x\n/direct nobody hi\n/list\n", "--json")
+    rows = [json.loads(line) for line in said.stdout.splitlines()]
+    assert {"event": "ok", "channel": "public:a"} in rows
+    assert {"event": "ok", "delivered": 1} in rows
+    assert {"event": "error", "message": "cannot find nobody"} in rows
+    assert [row["event"] for row in rows if row["event"] in ("clients", "message")] != []
+
+
+def test_connect_with_plain_lines_shows_what_comes_until_it_is_quiet():
+    async def echo(peer):
+        link = await peer.accept()
+        for _ in range(3):
+            await link.send((await link.receive()).upper())
+        await link.ended()
+        await link.close()
+
+    with served(echo) as address:
+        said = talk(address, "one\r\ntwo\n/three", "--plain", "--linger", "0.3")
+    assert (said.returncode, lines_of(said.stdout)) == (0, ["ONE", "TWO", "/THREE"])
+
+
+def test_connect_reads_a_file_as_it_reads_a_pipe(tmp_path):
+    (tmp_path / "script").write_text("/sub public:a\n/quit\n")
+    with served(hub) as address, (tmp_path / "script").open() as script:
+        command = [sys.executable, "-m", "netd.cli.main", "framed", "connect", address]
+        said = subprocess.run(command, stdin=script, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert said.returncode == 0
+    assert "-- subscribed to public:a" in said.stdout
+
+
+def test_connect_on_a_terminal_answers_at_once_and_ctrl_c_leaves():
+    with served(hub) as address:
+        screen, inner = pty.openpty()
+        command = [sys.executable, "-W", "error", "-m", "netd.cli.main", "framed", "connect", address]
+        process = subprocess.Popen(command, stdin=inner, stdout=inner, stderr=inner)
+        os.close(inner)
+        written = ""
+
+        def read_until(pattern: str) -> None:
+            nonlocal written
+            while not re.search(pattern, written):
+                written += os.read(screen, 65536).decode()
+
+        read_until("/help lists commands")
+        os.write(screen, b"/sub public:a\n")
+        read_until("subscribed to public:a")
+        os.write(screen, b"hello app\n")
+        read_until("application  hello app")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 130
+        os.close(screen)
+    assert "Traceback" not in written
+
+
+# --- bench ------------------------------------------------------------------------------------------------------------
+
+
+async def echo_all(peer) -> None:
+    """Echo on every connection, until nobody is there any more."""
+    async with trio.open_nursery() as nursery:
+
+        async def echo(link) -> None:
+            try:
+                while data := await link.stream.receive_some(65536):
+                    await link.stream.send_all(data)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass
+            finally:
+                nursery.cancel_scope.deadline = trio.current_time() + 0.2
+
+        while True:
+            nursery.start_soon(echo, await peer.accept())
+
+
+@pytest.mark.parametrize(
+    "options", [["--size", "0", "--window", "1"], ["--size", "100000", "--connections", "2"]], ids=str
+)
+def test_bench_counts_what_comes_back(netctl, options):
+    with served(echo_all) as address:
+        said = netctl("framed", "bench", address, "--seconds", "0.1", "--json", *options)
+    assert said.exit_code == 0, said.stderr
+    report = json.loads(said.stdout)
+    assert report["messages"] > 0
+    assert 0 < report["p50_ms"] <= report["p99_ms"] <= report["max_ms"]
+    assert report["messages_per_second"] == pytest.approx(report["messages"] / report["seconds"], rel=0.1)
+
+
+def test_bench_prints_a_table_that_fits(netctl):
+    with served(echo_all) as address:
+        said = netctl("framed", "bench", address, "--seconds", "0.1", "--connections", "2", COLUMNS="80")
+    heading, row = said.stdout.splitlines()
+    assert words(heading) == ["SIZE CONNECTIONS WINDOW MSG/S MB/S p50 ms p99 ms max ms"]
+    assert words(row)[0].startswith("64 B 2 64 ")
+    assert len(heading) <= 80
+
+
+def test_bench_recognises_a_server_that_is_no_echo(netctl):
+    async def other(peer):
+        link = await peer.accept()
+        await link.receive()
+        await link.send(b"something else")
+        await link.ended()
+
+    async def silent(peer):
+        link = await peer.accept()
+        await link.ended()
+
+    for server, why in ((other, "something else comes back"), (silent, r"nothing came back within 0\.05 s")):
+        with served(server) as address:
+            said = netctl("framed", "bench", address, "--connections", "1", "--timeout", "0.05")
+        assert said.exit_code == 69
+        assert re.search(rf"cannot measure {address}: {why}; is its mode echo\?", said.stderr)
+
+
+def test_bench_through_the_message_path(netctl):
+    async def application(peer):
+        link = await peer.accept()
+        await link.welcome()
+        while True:
+            try:
+                request = await link.request(Binary)
+                await link.say(BinaryEvent(data64=request.data64))
+            except (trio.EndOfChannel, trio.BrokenResourceError):
+                return
+
+    with served(application) as address:
+        options = ["--operations", "--connections", "1", "--seconds", "0.1", "--json"]
+        said = netctl("framed", "bench", address, *options)
+    assert json.loads(said.stdout)["messages"] > 0
+
+
+def test_quantiles_are_right_to_a_percent():
+    times = Times()
+    for milliseconds in range(1, 1001):
+        times.add(milliseconds / 1000, 1)
+    assert times.quantile(0.5) == pytest.approx(0.5, rel=0.01)
+    assert times.quantile(0.99) == pytest.approx(0.99, rel=0.01)
+    assert (times.quantile(1.0), times.longest) == (1.0, 1.0)
+    assert Times().quantile(0.5) is None
+
+
+# --- how things look --------------------------------------------------------------------------------------------------
+
+
+def test_data_on_a_line():
+    assert shown("a\nb\x1b") == r"a\nb\x1b"
+    assert shown(b"text") == "text"
+    assert shown(b"\xff") == "0xff"
+    assert shown({"a": [1, "é"]}) == '{"a": [1, "é"]}'
+    assert shown("x" * 5000).endswith("x... (5000 characters)")
+    assert shown(b"\xff" * 5000).endswith("ff... (5000 bytes)")
+    assert shown({"bytes": b"\xff"}) == '{"bytes": "/w=="}'
+
+
+def test_items_as_json_and_as_lines():
+    assert item_json(Gap(b"\xff", "e", 3)) == {"event": "gap", "channel": r"\xff", "epoch": "e", "missed": 3}
+    assert item_json(Direct("s-1", None)) == {"event": "direct", "from": "s-1", "data": None}
+    assert item_json(Message(channel64=b"\xff", data64=b"\x00")) == {
+        "event": "message",
+        "channel": r"\xff",
+        "data64": "AA==",
+    }
+    assert item_json({"plain": b"\xff"}) == {"event": "payload", "data": {"plain": "/w=="}}
+    assert lines_of(item_line(Error(code="rate", message="cannot: slow\x1b"))) == [r"refused (rate): cannot: slow\x1b"]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (150 * 1024, "150 KiB"), (5 << 40, "5.0 TiB")]
+)
+def test_sizes(count, text):
+    assert size(count) == text
+
+
+def test_places_and_tags():
+    assert _place("192.0.2.1") == ("192.0.2.1", 0)
+    assert _place("192.0.2.1:99") == ("192.0.2.1", 99)
+    assert _place("2001:db8::1") == ("2001:db8::1", 0)
+    assert _place("[2001:db8::1]:99") == ("2001:db8::1", 99)
+    assert _place("[2001:db8::1]") == ("2001:db8::1", 0)
+    assert _place(":99") == (None, 99)
+    assert tags_of(("a=b", "c=d=e")) == {"a": "b", "c": "d=e"}
+    assert plain_value(b"ff", "cbor", "hex") == b"\xff"
