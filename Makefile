@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test check lint format types imports schema bench-trace clean
+.PHONY: help setup demo run test check lint format types imports schema bench-trace bench-framed fuzz clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -45,6 +45,12 @@ imports: $(READY)
 
 bench-trace: $(READY)  ## time to the full path, against traceroute, mtr, tcptraceroute, scamper
 	$(BIN)/python -m tests.bench.trace
+
+bench-framed: $(READY)  ## CPU per message, latency, fan-out and memory of framed TCP, against C, node, uvloop, Trio
+	$(BIN)/python -m tests.bench.framed
+
+fuzz: $(READY)  ## throw bytes at every parser of messages, 20 seconds each
+	$(BIN)/python -m tests.fuzz --seconds 20
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) var build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

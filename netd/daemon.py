@@ -3,10 +3,11 @@
     run(paths)         the process: signals, systemd, exit codes
     open(settings)     the same daemon inside someone's Trio program (as netd.open)
 
-           .---- outer nursery: tracer, control API, changes; ends last ----------------------------------.
+           .---- outer nursery: tracer, reactor, control API, changes; ends last -------------------------.
            |   .---- supervisor: one unit per service, stopped in reverse order ----.                     |
-    start: store, bus, health, metrics, listeners -> tracer -> control -> services -> started() / READY=1
-    stop:  STOPPING=1 -> services drain (supervisor.drain) -> control drains (control.limits.drain) -> store flushes
+    start: store, bus, health, metrics, listeners -> hub, reactor, tracer -> control -> services -> started() / READY=1
+    stop:  STOPPING=1 -> services drain (supervisor.drain) -> the hub's history is kept -> control drains
+           (control.limits.drain) -> store flushes
 
 Rules:
 - by phase: an error while starting is fatal, while reloading it is reported, while draining it is logged. A service
@@ -36,6 +37,7 @@ from netd import __version__, logs, systemd
 from netd.control.host import ConfigChange, ConfigCheck, ConfigView, ReloadResult
 from netd.control.scrape import service_type as metrics_service
 from netd.errors import ConfigError, Conflict, NetdError, PrepareFailed, sole
+from netd.messaging import Messaging, read_secrets
 from netd.net import http
 from netd.net.paths.tracer import Tracer
 from netd.runtime.bus import Bus, Notice
@@ -48,6 +50,8 @@ from netd.runtime.reload import Reload, plan
 from netd.runtime.store import CLOSE_SECONDS, open_store
 from netd.runtime.supervisor import Supervisor
 from netd.section import Listen
+from netd.services.anomaly.service import service_type as anomaly_service
+from netd.services.framed.service import service_type as framed_service
 from netd.services.trace.service import service_type as trace_service
 from netd.settings import Loaded, Settings, load, schema, stage_override
 
@@ -59,6 +63,8 @@ if TYPE_CHECKING:
 
     from netd.control.config import ControlConfig
     from netd.control.host import DaemonState
+    from netd.hub.hub import Hub
+    from netd.net.reactor import Reactor
     from netd.runtime.bus import Subscription
     from netd.runtime.diff import FieldChange
     from netd.runtime.reload import Plan
@@ -135,14 +141,24 @@ class Daemon:
             stack.callback(listeners.close)
             shared = Shared(self.bus, self.health, self.metrics, store, listeners, self.settings.state_directory)
             self._store = store
-            self._tracer = Tracer()
+            secrets = await trio.to_thread.run_sync(read_secrets, self.settings.hub)
+            self._messaging = Messaging(
+                self.settings.hub,
+                secrets,
+                version=self.version,
+                metrics=self.metrics,
+                directory=self.settings.state_directory,
+            )
+            await self._messaging.restore()
+            self.tracer = Tracer()
             self._supervisor = Supervisor(shared, self.settings.supervisor)
             self._reload = Reload(self._supervisor)
             for service_type in self._rooms():
                 self._supervisor.add(service_type, self.settings.services()[service_type.name])
 
             outer = await stack.enter_async_context(trio.open_nursery())
-            await outer.start(self._tracer.run)
+            await outer.start(self.tracer.run)
+            await outer.start(self._messaging.run)
             control_draining = trio.Event()
             control = await self._open_control(listeners, outer, control_draining)
             await outer.start(self._supervisor.run)
@@ -163,7 +179,10 @@ class Daemon:
             self._notifier.extend_timeout(self._longest_stop())
             log.info("netd is draining", seconds=self.settings.supervisor.drain)
             listeners.leave_behind()
-            await self._supervisor.stop_all()
+            try:
+                await self._supervisor.stop_all()
+            finally:
+                self._messaging.save()  # hastened or not, this is an orderly end
             control_draining.set()
             await self._control_ended.wait()
             outer.cancel_scope.cancel()
@@ -193,7 +212,7 @@ class Daemon:
         if config.socket is None:
             self._control_ended.set()
             return {}
-        leases = listeners.lease("control")
+        leases = listeners.lease("control", reserve=0)
         listener = await leases.open(Listen(address=f"unix:{config.socket}"), mode=config.mode, group=config.group)
         # late: FastAPI costs 0.3 s and 17 MiB, which a daemon without a control socket need not pay
         from netd.control.app import create_app
@@ -211,16 +230,25 @@ class Daemon:
 
     def _rooms(self) -> list[ServiceType]:
         """Every service there is, in the order they start."""
-        return [metrics_service(self.metrics), trace_service(self._tracer)]
+        return [
+            metrics_service(self.metrics),
+            trace_service(self.tracer),
+            framed_service(self.hub, self.reactor),
+            anomaly_service(self.hub),
+        ]
 
     def routers(self) -> Sequence[tuple[str, APIRouter]]:
+        from netd.services.anomaly import api as anomaly_api
+        from netd.services.framed import api as framed_api
         from netd.services.trace import api as trace_api
 
         return [
             (
                 "/trace",
-                trace_api.router(lambda: self.service("trace"), self._tracer, self._store, lambda: self.settings.trace),
+                trace_api.router(lambda: self.service("trace"), self.tracer, self._store, lambda: self.settings.trace),
             ),
+            ("/framed", framed_api.router(lambda: self.service("framed"))),
+            ("/anomaly", anomaly_api.router(lambda: self.service("anomaly"))),
         ]
 
     def _longest_stop(self) -> float:
@@ -251,6 +279,14 @@ class Daemon:
     @property
     def control_config(self) -> ControlConfig:
         return self.settings.control
+
+    @property
+    def hub(self) -> Hub:
+        return self._messaging.hub
+
+    @property
+    def reactor(self) -> Reactor:
+        return self._messaging.reactor
 
     @property
     def state(self) -> DaemonState:
@@ -301,6 +337,7 @@ class Daemon:
         try:
             async with self._checking:
                 loaded = await self._load()
+                await trio.to_thread.run_sync(read_secrets, loaded.settings.hub)
         except ConfigError as error:
             return ConfigCheck(list(error.problems), [])
         return ConfigCheck([], _shown(changes(self.settings, loaded.settings)))
@@ -331,6 +368,7 @@ class Daemon:
         if self._state == "starting":
             raise Conflict("cannot reload: the daemon is still starting; try again once it is ready")
         loaded: list[Loaded] = []
+        secrets: dict[str, str] = {}
         staged: list[StagedOverride] = []
 
         async def make_plan() -> Plan:
@@ -338,6 +376,7 @@ class Daemon:
                 raise Conflict("cannot change the configuration: it is another by now; look at it again")
             self._notifier.reloading()
             loaded.append(await self._load(override or None))
+            secrets.update(await trio.to_thread.run_sync(read_secrets, loaded[0].settings.hub))
             if override and (directory := self.settings.state_directory) is not None:
                 staged.append(await trio.to_thread.run_sync(stage_override, directory, override))
             old, new = self.settings.services(), loaded[0].settings.services()
@@ -348,6 +387,7 @@ class Daemon:
                 file.commit()  # first: the one step that may fail
             self._loaded = loaded[0]
             self._supervisor.policy = self.settings.supervisor
+            self._messaging.reconfigure(self.settings.hub, secrets)
             logs.reconfigure(self.settings.log)
 
         try:

@@ -124,8 +124,8 @@ class Outbox:
         self.dropped = 0
         """Messages that a policy dropped."""
         self.pressed = False
-        self.chunks: list[bytes] | deque[bytes] | None = None
-        """The lane of priority 128; None when it is empty."""
+        self.chunks: list[bytes] | deque[bytes] | tuple[bytes, ...] | None = None
+        """The lane of priority 128; None when it is empty. A tuple may be shared with other outboxes."""
         self._lanes: dict[int, deque[bytes]] | None = None
         """Every other lane that is not empty."""
         self._bucket: Bucket | None = None
@@ -160,6 +160,8 @@ class Outbox:
             self._lanes.setdefault(priority, deque()).append(data)
         elif self.chunks is None:
             self.chunks = [data]
+        elif isinstance(self.chunks, tuple):
+            self.chunks = [*self.chunks, data]
         else:
             self.chunks.append(data)
         self._left += count - 1
@@ -171,8 +173,8 @@ class Outbox:
         size = sum(map(len, chunks))
         if self.size + size > self.rules.high or self.rules.policy != "disconnect":
             return self.push(chunks[0] if len(chunks) == 1 else b"".join(chunks), count=count)
-        if self.chunks is None:
-            self.chunks = list(chunks)
+        if self.chunks is None or isinstance(self.chunks, tuple):
+            self.chunks = [*(self.chunks or ()), *chunks]
         else:
             self.chunks.extend(chunks)
         self._left += count - len(chunks)
