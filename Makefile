@@ -49,8 +49,8 @@ bench-trace: $(READY)  ## time to the full path, against traceroute, mtr, tcptra
 bench-framed: $(READY)  ## CPU per message, latency, fan-out and memory of framed TCP, against C, node, uvloop, Trio
 	$(BIN)/python -m tests.bench.framed
 
-fuzz: $(READY)  ## throw bytes at every parser of messages, 20 seconds each
-	$(BIN)/python -m tests.fuzz --seconds 20
+fuzz: $(READY)  ## a minute of fuzzing for the parsers of frames, messages and handshakes (SECONDS=60)
+	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60)
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) var build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
