@@ -97,6 +97,12 @@ class Chunk(bytes):
         return chunk
 
 
+class Shared(list[bytes]):
+    """A lane that many outboxes may have in common, and that nobody changes: one message, spread to all of them."""
+
+    __slots__ = ()
+
+
 class Outbox:
     """The bytes that wait for one session."""
 
@@ -124,8 +130,8 @@ class Outbox:
         self.dropped = 0
         """Messages that a policy dropped."""
         self.pressed = False
-        self.chunks: list[bytes] | deque[bytes] | tuple[bytes, ...] | None = None
-        """The lane of priority 128; None when it is empty. A tuple may be shared with other outboxes."""
+        self.chunks: list[bytes] | deque[bytes] | None = None
+        """The lane of priority 128; None when it is empty. One that is `Shared` is replaced, never changed."""
         self._lanes: dict[int, deque[bytes]] | None = None
         """Every other lane that is not empty."""
         self._bucket: Bucket | None = None
@@ -160,7 +166,7 @@ class Outbox:
             self._lanes.setdefault(priority, deque()).append(data)
         elif self.chunks is None:
             self.chunks = [data]
-        elif isinstance(self.chunks, tuple):
+        elif isinstance(self.chunks, Shared):
             self.chunks = [*self.chunks, data]
         else:
             self.chunks.append(data)
@@ -173,7 +179,7 @@ class Outbox:
         size = sum(map(len, chunks))
         if self.size + size > self.rules.high or self.rules.policy != "disconnect":
             return self.push(chunks[0] if len(chunks) == 1 else b"".join(chunks), count=count)
-        if self.chunks is None or isinstance(self.chunks, tuple):
+        if self.chunks is None or isinstance(self.chunks, Shared):
             self.chunks = [*(self.chunks or ()), *chunks]
         else:
             self.chunks.extend(chunks)
@@ -182,7 +188,10 @@ class Outbox:
         return True
 
     def take(self, limit: int, now: float) -> list[bytes]:
-        """Remove what may be sent now, most urgent first: at most `limit` bytes, but at least one chunk if any may."""
+        """Remove what may be sent now, most urgent first: at most `limit` bytes, but at least one chunk if any may.
+
+        The list is to be read, not to be changed: others may have been given the same.
+        """
         if self._lanes is not None or self.rules.rate or self.size > limit:
             taken = self._take_some(limit, now)
         else:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from netd.errors import ProtocolError
-from netd.hub.outbox import NORMAL_PRIORITY, Chunk, Outbox
+from netd.hub.outbox import NORMAL_PRIORITY, Chunk, Outbox, Shared
 from netd.hub.tokens import ANONYMOUS, Grant
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def spread(
     known: dict[int, bytes] = {}
     encoder: Encoder | None = None
     data = b""
-    alone: tuple[bytes, ...] = ()
+    alone = Shared()
     size = reached = 0
     for session in sessions:
         if session.encoder is not encoder:
@@ -185,9 +185,9 @@ def spread(
                 encoding = encoded(encoder, event) or b""
                 known[id(encoder)] = Chunk.of(encoding, ephemeral=True) if ephemeral else encoding
             data = known[id(encoder)]
-            # where nothing else waits, it waits in this one tuple for everybody: a list for each, a thousand at once,
+            # where nothing else waits, it waits in this one list for everybody: a list for each, a thousand at once,
             # would set off the garbage collector with every message (up to a fifth of all time)
-            alone = (data,)
+            alone = Shared((data,))
             size = len(data)
         if not size or session is but:
             continue
@@ -204,7 +204,7 @@ def spread(
                 chunks = outbox.chunks
                 if chunks is None:
                     outbox.chunks = alone
-                elif isinstance(chunks, tuple):
+                elif isinstance(chunks, Shared):
                     outbox.chunks = [*chunks, data]
                 else:
                     chunks.append(data)

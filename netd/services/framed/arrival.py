@@ -68,6 +68,8 @@ class Entrance:
     certificate: Certificate | None
     keys: KeyFiles
     verifier: Verifier | None
+    threads: trio.CapacityLimiter
+    """For verifiers; the same in every generation, so that those that hang are not joined by as many more."""
 
     @property
     def waits(self) -> bool:
@@ -199,7 +201,7 @@ class Way:
             raise Rejected("handshake", error) from None
         assert found is not None
         arrived.received = first.rest()
-        if entrance.verifier is not None and not await _ask(entrance.verifier, found):
+        if entrance.verifier is not None and not await _ask(entrance.verifier, found, entrance.threads):
             raise Rejected("verifier", ProtocolError("cannot accept the handshake", close=CloseCode.POLICY))
         arrived.handshake = found
 
@@ -228,15 +230,9 @@ class Way:
         return bytes(data)
 
 
-_threads: trio.CapacityLimiter | None = None
-
-
-async def _ask(verifier: Verifier, found: Handshake) -> bool:
+async def _ask(verifier: Verifier, found: Handshake, threads: trio.CapacityLimiter) -> bool:
     """Whether the user's function finds the handshake good. Raises whatever it raises."""
-    global _threads
     if inspect.iscoroutinefunction(verifier):
         return bool(await verifier(found))
-    if _threads is None:
-        _threads = trio.CapacityLimiter(VERIFIERS)
-    answer = await trio.to_thread.run_sync(verifier, found, abandon_on_cancel=True, limiter=_threads)
+    answer = await trio.to_thread.run_sync(verifier, found, abandon_on_cancel=True, limiter=threads)
     return bool(answer)

@@ -91,7 +91,8 @@ class Exchange:
         self.clock = clock
         self.carrier_of = carriers
         self.places = Places()
-        self.nonces = Nonces(_NONCES)
+        # what an earlier life of this server saw is not remembered: nothing signed before this one is taken
+        self.nonces = Nonces(_NONCES, since=int(clock() * 1000) / 1000)
         self.doors: dict[tuple[str, str | None], Door] = {}
         self.connections: dict[Connection, None] = {}
         """In the order of their coming."""

@@ -34,7 +34,7 @@ import trio
 from netd.errors import NotFound
 from netd.net.reactor import plain_socket
 from netd.runtime.service import ServiceType
-from netd.services.framed.arrival import Arrived, Entrance, Rejected, Way, where_from
+from netd.services.framed.arrival import VERIFIERS, Arrived, Entrance, Rejected, Way, where_from
 from netd.services.framed.config import FramedConfig
 from netd.services.framed.counters import Collector
 from netd.services.framed.exchange import Exchange
@@ -100,6 +100,7 @@ class Room:
         """The generation that answers for the sessions."""
         self.gone = trio.lowlevel.ParkingLot()
         """Whoever waits for connections to end."""
+        self.threads = trio.CapacityLimiter(VERIFIERS)
         self.tuned: tuple[float, int] | None = None
         """keepalive and send_buffer as the sockets have them."""
         self._exchange: Exchange | None = None
@@ -228,7 +229,9 @@ class FramedService:
                 keys=one.keys.keys,
             )
             door.configure(config)
-            self._entrances.append(Entrance(one.listener, listen, door, one.certificate, one.keys, one.verifier))
+            self._entrances.append(
+                Entrance(one.listener, listen, door, one.certificate, one.keys, one.verifier, self._room.threads)
+            )
         exchange.keep_doors(places)
         exchange.nonces.window = max(listen.handshake_window for listen in config.listen)
         self._room.owner = self
