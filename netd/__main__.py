@@ -6,7 +6,8 @@ Rules:
 - what went wrong is said on standard error, a line each, and the exit code tells its kind (`NetdError.exit_code`, from
   sysexits.h): 64 wrong usage, 69 something needed is not to be had, 78 the configuration cannot be used. A traceback
   and 1 are a defect of netd;
-- only running the daemon imports the daemon: --check and --print-schema load settings and no more.
+- --print-schema, and --check of a configuration that does not validate, import settings and no more; what validates
+  is checked by the daemon's own services, which start nothing and bind nothing for it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from netd import __version__
-from netd.errors import NetdError
+from netd.errors import ConfigError, NetdError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     level.add_argument("-v", "--verbose", action="store_const", const="debug", dest="log_level", help="log level debug")
     instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--check", action="store_true", help="load and validate the configuration, then exit")
+    instead.add_argument("--check", action="store_true", help="say what of the configuration cannot be used, then exit")
     instead.add_argument("--print-schema", action="store_true", help="print the configuration's JSON schema, then exit")
     parser.add_argument("--version", action="version", version=f"netd {__version__}")
     return parser
@@ -88,6 +89,10 @@ def _check(paths: list[Path]) -> int:
     from netd.settings import load
 
     loaded = load(paths)
+    from netd.daemon import check
+
+    if problems := check(loaded):
+        raise ConfigError(problems)
     print(f"configuration ok: {', '.join(loaded.sources) or 'defaults only, no file read'}")
     return EX_OK
 

@@ -1,6 +1,7 @@
 """The composition root: settings -> runtime -> services -> control -> systemd. Knows everyone; nobody knows it.
 
     run(paths)         the process: signals, systemd, exit codes
+    check(loaded)      whether a start or a reload would refuse a configuration; nothing is started
     open(settings)     the same daemon inside someone's Trio program (as netd.open)
 
            .---- outer nursery: tracer, reactor, control API, changes; ends last -------------------------.
@@ -10,6 +11,8 @@
            (control.limits.drain) -> store flushes
 
 Rules:
+- what a configuration asks for and cannot have is told by `check`, key by key: to who asks, and by a reload to refuse
+  it. A start asks only whether an address is wanted twice; the rest of it `prepare` finds;
 - by phase: an error while starting is fatal, while reloading it is reported, while draining it is logged. A service
   that cannot be prepared at start (its port is taken) is fatal; one that crashes is its unit's business;
 - the control API is up before the services and after them: it answers "starting" and "draining" too;
@@ -25,7 +28,7 @@ import resource
 import signal
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -33,13 +36,16 @@ import structlog
 import trio
 from pydantic_core import to_jsonable_python
 
-from netd import __version__, logs, systemd
+from netd import __version__, checks, logs, systemd
 from netd.control.host import ConfigChange, ConfigCheck, ConfigView, ReloadResult
 from netd.control.scrape import service_type as metrics_service
 from netd.errors import ConfigError, Conflict, NetdError, PrepareFailed, sole
-from netd.messaging import Messaging, read_secrets
+from netd.hub.config import HubConfig
+from netd.hub.hub import Hub
+from netd.messaging import Messaging, read_tokens
 from netd.net import http
 from netd.net.paths.tracer import Tracer
+from netd.net.reactor import Reactor
 from netd.runtime.bus import Bus, Notice
 from netd.runtime.diff import changes
 from netd.runtime.generation import Shared
@@ -50,8 +56,11 @@ from netd.runtime.reload import Reload, plan
 from netd.runtime.store import CLOSE_SECONDS, open_store
 from netd.runtime.supervisor import Supervisor
 from netd.section import Listen
+from netd.services.anomaly.checks import check as check_anomaly
 from netd.services.anomaly.service import service_type as anomaly_service
+from netd.services.framed.preparation import check as check_framed
 from netd.services.framed.service import service_type as framed_service
+from netd.services.trace.checks import check as check_trace
 from netd.services.trace.service import service_type as trace_service
 from netd.settings import Loaded, Settings, load, schema, stage_override
 
@@ -63,8 +72,8 @@ if TYPE_CHECKING:
 
     from netd.control.config import ControlConfig
     from netd.control.host import DaemonState
-    from netd.hub.hub import Hub
-    from netd.net.reactor import Reactor
+    from netd.errors import ConfigProblem
+    from netd.hub.tokens import Tokens
     from netd.runtime.bus import Subscription
     from netd.runtime.diff import FieldChange
     from netd.runtime.reload import Plan
@@ -85,6 +94,33 @@ class Reloaded(Notice):
 
     kind: ClassVar[str] = "reloaded"
     changed: list[str]
+
+
+def _rooms(metrics: Metrics, tracer: Tracer, hub: Hub, reactor: Reactor) -> list[ServiceType]:
+    """Every service there is, in the order they start."""
+    return [
+        metrics_service(metrics),
+        replace(trace_service(tracer), check=check_trace),
+        replace(framed_service(hub, reactor), check=check_framed),
+        replace(anomaly_service(hub), check=check_anomaly),
+    ]
+
+
+def check(loaded: Loaded, running: Settings | None = None) -> list[ConfigProblem]:
+    """All that a start, or a reload of a daemon with the settings `running`, would refuse of a configuration that
+    validates, as far as can be told without binding anything (checks.py). Blocks; what runs is not touched.
+    """
+    # services are described with what they would use; none of it does anything before it is run
+    hub = Hub(HubConfig(), clock=time.time, server="netd", version=__version__)
+    return checks.check(loaded, _rooms(Metrics(), Tracer(), hub, Reactor()), running)
+
+
+def _tokens(loaded: Loaded) -> Tokens:
+    """Blocks. Raises ConfigError."""
+    try:
+        return read_tokens(loaded.settings.hub)
+    except ConfigError as error:
+        raise ConfigError(checks.located(error.problems, loaded)) from None
 
 
 class Daemon:
@@ -116,6 +152,8 @@ class Daemon:
         Raises NetdError for what makes a start impossible.
         """
         try:
+            if problems := await trio.to_thread.run_sync(checks.twice, self._loaded):
+                raise ConfigError(problems)
             self._make_state_directory()
             with self._hasten:
                 async with open_store(self._store_path(), health=self.health, metrics=self.metrics) as store:
@@ -141,10 +179,9 @@ class Daemon:
             stack.callback(listeners.close)
             shared = Shared(self.bus, self.health, self.metrics, store, listeners, self.settings.state_directory)
             self._store = store
-            secrets = await trio.to_thread.run_sync(read_secrets, self.settings.hub)
             self._messaging = Messaging(
                 self.settings.hub,
-                secrets,
+                await trio.to_thread.run_sync(_tokens, self._loaded),
                 version=self.version,
                 metrics=self.metrics,
                 directory=self.settings.state_directory,
@@ -153,7 +190,7 @@ class Daemon:
             self.tracer = Tracer()
             self._supervisor = Supervisor(shared, self.settings.supervisor)
             self._reload = Reload(self._supervisor)
-            for service_type in self._rooms():
+            for service_type in _rooms(self.metrics, self.tracer, self.hub, self.reactor):
                 self._supervisor.add(service_type, self.settings.services()[service_type.name])
 
             outer = await stack.enter_async_context(trio.open_nursery())
@@ -227,15 +264,6 @@ class Daemon:
 
         await outer.start(serve)
         return {"control": str(config.socket)}
-
-    def _rooms(self) -> list[ServiceType]:
-        """Every service there is, in the order they start."""
-        return [
-            metrics_service(self.metrics),
-            trace_service(self.tracer),
-            framed_service(self.hub, self.reactor),
-            anomaly_service(self.hub),
-        ]
 
     def routers(self) -> Sequence[tuple[str, APIRouter]]:
         from netd.services.anomaly import api as anomaly_api
@@ -337,10 +365,10 @@ class Daemon:
         try:
             async with self._checking:
                 loaded = await self._load()
-                await trio.to_thread.run_sync(read_secrets, loaded.settings.hub)
+                problems = await trio.to_thread.run_sync(check, loaded, self.settings)
         except ConfigError as error:
-            return ConfigCheck(list(error.problems), [])
-        return ConfigCheck([], _shown(changes(self.settings, loaded.settings)))
+            problems = list(error.problems)
+        return ConfigCheck(problems, [] if problems else _shown(changes(self.settings, loaded.settings)))
 
     def config_view(self) -> ConfigView:
         values = _plain(self.settings)
@@ -368,7 +396,7 @@ class Daemon:
         if self._state == "starting":
             raise Conflict("cannot reload: the daemon is still starting; try again once it is ready")
         loaded: list[Loaded] = []
-        secrets: dict[str, str] = {}
+        tokens: list[Tokens] = []
         staged: list[StagedOverride] = []
 
         async def make_plan() -> Plan:
@@ -376,7 +404,9 @@ class Daemon:
                 raise Conflict("cannot change the configuration: it is another by now; look at it again")
             self._notifier.reloading()
             loaded.append(await self._load(override or None))
-            secrets.update(await trio.to_thread.run_sync(read_secrets, loaded[0].settings.hub))
+            if problems := await trio.to_thread.run_sync(check, loaded[0], self.settings):
+                raise ConfigError(problems)
+            tokens.append(await trio.to_thread.run_sync(_tokens, loaded[0]))
             if override and (directory := self.settings.state_directory) is not None:
                 staged.append(await trio.to_thread.run_sync(stage_override, directory, override))
             old, new = self.settings.services(), loaded[0].settings.services()
@@ -387,7 +417,7 @@ class Daemon:
                 file.commit()  # first: the one step that may fail
             self._loaded = loaded[0]
             self._supervisor.policy = self.settings.supervisor
-            self._messaging.reconfigure(self.settings.hub, secrets)
+            self._messaging.reconfigure(self.settings.hub, tokens[0])
             logs.reconfigure(self.settings.log)
 
         try:

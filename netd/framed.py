@@ -46,7 +46,8 @@ from netd.services.framed.connection import Held
 from netd.services.framed.exchange import Exchange
 from netd.services.framed.modes import Mode, Plain
 from netd.services.framed.preparation import PreparedListener, prepare
-from netd.services.framed.service import FramedService, Room
+from netd.services.framed.room import Room
+from netd.services.framed.service import FramedService
 from netd.wire.codecs import RAW
 from netd.wire.codecs import codec as codec_of
 from netd.wire.framing import FrameDecoder, NoFraming, frame
@@ -138,20 +139,23 @@ class Connection:
         return self._link.outbox.size
 
     def send(self, data: Any, *, priority: int = 128, ephemeral: bool = False) -> bool:
-        """Have `data` sent; lower priorities (0 to 255) first. False: it was dropped, or the connection has ended.
+        """Have `data` sent; lower priorities (0 to 255) first. False: it was dropped (what is larger
+        than `backpressure` by itself always is), or the connection has ended.
 
         Raises ProtocolError (local) for what the codec cannot encode.
         """
         return self._push(self._server.encode(data), priority, ephemeral)
 
     def tag(self, **tags: str) -> None:
-        """Set tags of your own, for `broadcast`."""
+        """Set tags of your own, for `broadcast`; they count more than the client's. Does nothing once it is ending."""
         session, hub = self._link.session, self._server.hub
-        if hub is not None:
-            hub.unindex(session)
-        session.tags = {**session.tags, **tags}
-        if hub is not None:
-            hub.index(session)
+        if self.closed:
+            return  # the hub has forgotten it, and would keep it for ever
+        fixed = {**session.fixed_tags, **tags}
+        if hub is None:
+            session.tag(fixed=fixed)
+        else:
+            hub.tag(session, fixed=fixed)
 
     def close(self, reason: str = "", code: int = CloseCode.NORMAL, *, within: float = 5.0) -> None:
         """End it, once what waits was written, or after `within` seconds. Its `Closed` tells code and reason."""

@@ -1,15 +1,15 @@
 """The hub and the reactor as the daemon has them: secrets read for it, counted, and remembered over a clean stop.
 
-    start:  read_secrets -> Messaging -> restore -> reactor.run
-    reload: read_secrets (may refuse) -> reconfigure (cannot fail)
+    start:  read_tokens -> Messaging -> restore -> run
+    reload: read_tokens (may refuse) -> reconfigure (cannot fail)
     stop:   services drain -> save
 
 Rules:
 - what the hub remembers (history, epochs, offsets) is written when the daemon ends in an orderly way, and the file is
-  removed as soon as it was read: after a crash there is none, so that channels begin new epochs and clients that come
-  back are told that they may have missed something;
+  gone from the disk before anybody is served: after a crash there is none, so that channels begin new epochs and
+  clients that come back are told that they may have missed something;
 - the file is written whole or not at all, and only its owner may read it: it holds messages;
-- a file that cannot be read or used costs the history, never the start.
+- a file that cannot be read or used costs the history, never the start; one that cannot be used is kept aside.
 
 Left out: what the hub does (netd/hub), and who is connected to it (the services).
 """
@@ -25,10 +25,11 @@ import trio
 
 from netd.errors import ConfigError, ConfigProblem, NetdError
 from netd.hub.hub import Hub
+from netd.hub.tokens import Tokens, secret_files
 from netd.net.reactor import Reactor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
 
     from prometheus_client import Metric
@@ -48,38 +49,38 @@ _SWEEP = 5.0
 log = structlog.get_logger("netd.hub")
 
 
-def read_secrets(config: HubConfig) -> dict[str, str]:
-    """The secret of every token that keeps it in a file, by the token's name. Blocks. ConfigError with all problems."""
+def read_tokens(config: HubConfig) -> Tokens:
+    """The tokens, with the secrets that stand in files. Blocks. ConfigError with all problems of a kind."""
     secrets: dict[str, str] = {}
     problems: list[ConfigProblem] = []
-    for number, token in enumerate(config.token):
-        if token.file is None:
-            continue
+    paths = {token.name: f"hub.token.{number}.file" for number, token in enumerate(config.token)}
+    for name, file in secret_files(config).items():
         try:
-            with token.file.open("rb") as file:
-                text = file.read(MAX_SECRET + 1).decode().strip()
+            with file.open("rb") as stream:
+                text = stream.read(MAX_SECRET + 1).decode().strip()
             if not text or len(text) > MAX_SECRET:
                 raise ValueError("it is empty" if not text else f"it is longer than {MAX_SECRET} bytes")
         except (OSError, ValueError) as error:
             why = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
-            message = f"cannot read the secret of token {token.name!r} from {str(token.file)!r}: {why}"
-            problems.append(ConfigProblem(f"hub.token.{number}.file", message))
+            message = f"cannot read the secret of token {name!r} from {str(file)!r}: {why}"
+            problems.append(ConfigProblem(paths[name], message))
         else:
-            secrets[token.name] = text
+            secrets[name] = text
     if problems:
         raise ConfigError(problems)
-    return secrets
+    return Tokens(config, secrets)
 
 
 class Messaging:
     """One per daemon; all methods are for the Trio thread."""
 
     def __init__(
-        self, config: HubConfig, secrets: Mapping[str, str], *, version: str, metrics: Metrics, directory: Path | None
+        self, config: HubConfig, tokens: Tokens, *, version: str, metrics: Metrics, directory: Path | None
     ) -> None:
         """`directory` is where what the hub remembers is kept; None: nowhere."""
-        self.hub = Hub(config, clock=time.time, server="netd", version=version, secrets=secrets)
+        self.hub = Hub(config, clock=time.time, server="netd", version=version, tokens=tokens)
         self.reactor = Reactor()
+        self._nothing = self.hub.dump()
         self._file = None if directory is None else directory / HUB_FILE
         metrics.registry.register(_Collector(self.hub, self.reactor))
 
@@ -92,19 +93,26 @@ class Messaging:
                 await trio.sleep(_SWEEP)
                 self.hub.sweep()
 
-    def reconfigure(self, config: HubConfig, secrets: Mapping[str, str]) -> None:
-        self.hub.reconfigure(config, secrets)
+    def reconfigure(self, config: HubConfig, tokens: Tokens) -> None:
+        """From the next message on; `tokens` are those of `config`. Cannot fail."""
+        self.hub.reconfigure(config, tokens=tokens)
 
     async def restore(self) -> None:
-        """Take over what the last run left, if it ended in an orderly way."""
-        if self._file is None:
+        """Take over what the last run left, if it ended in an orderly way. Before anybody is served."""
+        file = self._file
+        if file is None:
             return
         try:
-            data = await trio.to_thread.run_sync(_take, self._file)
-            if data is not None:
-                self.hub.load(data)
+            data = await trio.to_thread.run_sync(_read, file, _largest(self.hub.config))
+            if data is None:
+                return
+            self.hub.load(data)
+            await trio.to_thread.run_sync(_remove, file)
         except (OSError, NetdError) as error:
-            log.warning("cannot restore the history of channels", file=str(self._file), why=str(error))
+            log.warning("cannot restore the history of channels", file=str(file), why=str(error))
+            # whatever the hub took over of it, channels have to begin anew if the file would be there after a crash
+            self.hub.load(self._nothing)
+            await trio.to_thread.run_sync(_put_aside, file)
 
     def save(self) -> None:
         """Leave what the hub remembers to the next run. Blocks for one write; nothing is served any more by then."""
@@ -116,23 +124,54 @@ class Messaging:
             log.error("cannot keep the history of channels", file=str(self._file), why=str(error))
 
 
-def _take(file: Path) -> bytes | None:
+def _largest(config: HubConfig) -> int:
+    """Bytes that a file of ours may have; history is weighed as it is in memory, which is more."""
+    return config.history_bytes + 64 * 2**20
+
+
+def _read(file: Path, largest: int) -> bytes | None:
     try:
-        data = file.read_bytes()
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
-    file.unlink()
+    with os.fdopen(descriptor, "rb") as stream:
+        data = stream.read(largest + 1)
+    if len(data) > largest:
+        raise NetdError(f"cannot use {str(file)!r}: it is larger than {largest} bytes")
     return data
+
+
+def _remove(file: Path) -> None:
+    file.unlink()
+    _sync(file.parent)
+
+
+def _put_aside(file: Path) -> None:
+    try:
+        file.rename(file.with_name(file.name + ".bad"))
+        _sync(file.parent)
+    except OSError as error:
+        log.error("cannot put a broken file aside", file=str(file), why=str(error))
 
 
 def _write(file: Path, data: bytes) -> None:
     half = file.with_name(file.name + ".new")
-    descriptor = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    descriptor = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as stream:
         stream.write(data)
         stream.flush()
         os.fsync(descriptor)
     half.rename(file)
+    _sync(file.parent)
+
+
+def _sync(directory: Path) -> None:
+    """Have names made or removed there outlive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class _Collector:

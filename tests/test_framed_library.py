@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 from contextlib import asynccontextmanager
@@ -209,7 +210,7 @@ async def test_connections_that_come_and_go_cannot_pile_up_events() -> None:
 
 
 async def test_backpressure_and_drain() -> None:
-    async with serving(backpressure=100_000, send_buffer=4096) as server:
+    async with serving(backpressure=100_000, max_frame=30_000, send_buffer=4096) as server:
         client, connection = await arrived(server, buffer=4096)
         sent = 0
         while not server._events:
@@ -224,7 +225,7 @@ async def test_backpressure_and_drain() -> None:
 
 
 async def test_one_that_never_reads_is_cut_off_and_told_of() -> None:
-    async with serving(backpressure=100_000, send_buffer=4096) as server:
+    async with serving(backpressure=100_000, max_frame=30_000, send_buffer=4096) as server:
         _, connection = await arrived(server, buffer=4096)
         while connection.send(b"x" * 1000):
             pass
@@ -295,6 +296,66 @@ async def test_sessions_of_a_hub() -> None:
         assert hub.kick(connection.id, reason="enough") == 1
         assert (await take(server, Closed)).why == "enough"
     assert hub.sessions == {}
+
+
+async def test_a_tag_for_one_that_has_ended_leaves_nothing_behind() -> None:
+    hub = Hub(HubConfig(), clock=lambda: 1.0)
+    async with serving(codec="text", hub=hub, handshake="required") as server:
+        client = await connect(server)
+        await client.send(plain("1", {"device": "claimed"}))
+        connection = (await take(server, Connected)).connection
+        connection.tag(device="alpha")
+        assert connection.tags == {"device": "alpha"}
+        assert hub.find("tag:device=claimed") == []
+        connection.close()
+        connection.tag(device="beta")
+        assert hub.find("tag:device=alpha") == hub.find("tag:device=beta") == []
+        await take(server, Closed)
+        connection.tag(device="gamma")
+        assert hub.find("tag:device=gamma") == []
+        assert connection.tags == {"device": "alpha"}
+
+
+class Full:
+    """An epoll of which the user has as many watches as may be (epoll(7), max_user_watches)."""
+
+    def __init__(self, epoll: Any) -> None:
+        self._epoll = epoll
+        self.is_full = True
+
+    def register(self, *args: Any) -> None:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self._epoll.register(*args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._epoll, name)
+
+
+@pytest.mark.parametrize("handshake", ["none", "required"])
+async def test_a_kernel_that_takes_no_more_costs_one_client_and_not_the_server(handshake: Any) -> None:
+    async with serving(codec="text", handshake=handshake) as server:
+
+        async def come() -> Client:
+            client = await connect(server)
+            if handshake == "required":
+                await client.send(plain("1"))
+            return client
+
+        client = await come()
+        await take(server, Connected)
+        reactor = server._exchange.reactor
+        full: Any = Full(reactor._epoll)
+        reactor._epoll = full
+        late = await come()
+        assert (await take(server, Rejected)).why == "broken"
+        assert await late.over() == b""
+        assert (server._exchange.places.total, server.connections) == (1, 1)
+        full.is_full = False
+        await client.send(b"still here")
+        assert (await take(server, Received)).data == "still here"
+        await come()
+        await take(server, Connected)
 
 
 async def test_leaving_sends_what_waits_and_then_ends() -> None:

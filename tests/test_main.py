@@ -34,6 +34,8 @@ def daemon(monkeypatch):
         return fake.outcome()
 
     fake.run = run
+    fake.problems = []
+    fake.check = lambda loaded: fake.problems
     monkeypatch.setitem(sys.modules, "netd.daemon", fake)
     monkeypatch.setattr("netd.daemon", fake, raising=False)
     return fake
@@ -123,6 +125,16 @@ def test_check_says_what_is_wrong(daemon, capsys, tmp_path):
     )
 
 
+def test_check_asks_what_the_daemon_would_refuse(daemon, capsys, tmp_path):
+    file = tmp_path / "x.toml"
+    file.write_text("log.level = 'error'")
+    daemon.problems = [ConfigProblem("trace.asn", "cannot open it", f"{file}:1"), ConfigProblem("a.b", "cannot")]
+    assert main(["--check", "--config", str(file)]) == 78
+    captured = capsys.readouterr()
+    assert captured.err == f"netd: {file}:1: trace.asn: cannot open it\nnetd: a.b: cannot\n"
+    assert captured.out == ""
+
+
 def test_the_schema_is_json(capsys):
     assert main(["--print-schema"]) == 0
     assert json.loads(capsys.readouterr().out)["title"] == "netd.toml"
@@ -135,7 +147,7 @@ def test_the_version(capsys):
     assert capsys.readouterr().out == f"netd {__version__}\n"
 
 
-def test_a_check_as_a_process_does_without_the_daemon(tmp_path):
+def test_a_check_of_what_does_not_validate_does_without_the_daemon(tmp_path):
     file = tmp_path / "x.toml"
     file.write_text("trace.max_hops = 99")
     command = [sys.executable, "-X", "importtime", "-m", "netd", "--check", "--config", str(file)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -124,7 +125,7 @@ class Program:
 @asynccontextmanager
 async def program(text: str, *arguments: str) -> AsyncIterator[Program]:
     async with trio.open_nursery() as nursery:
-        command = [sys.executable, "-c", text, *arguments]
+        command = [sys.executable, "-u", "-c", text, *arguments]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         process = await nursery.start(partial(trio.run_process, command, cwd=ROOT, check=False, **pipes))
         try:
@@ -199,6 +200,19 @@ async def test_programs_and_netctl_talk_through_restarts_and_reloads(life):
                 assert [message["data"] for message in shown["messages"]] == ["one", "two", "three", "four", "five"]
 
 
+async def test_the_program_of_the_readme(life):
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    [example] = [text for text in examples if "FramedClient" in text]
+    async with life() as netd:
+        address = await framed_address(netd)
+        async with program(example.replace("127.0.0.1:9000", address)) as alpha, FramedClient(address) as client:
+            replies = await client.subscribe("public:replies")
+            await until_there(netd, "alpha")
+            await netctl(netd, "framed", "send", address, "--channel", "public:room", "hello")
+            assert await alpha.line() == "hello"
+            assert (await anext(replies)).data == "alpha heard 'hello'"
+
+
 async def test_what_was_said_while_a_client_was_away_reaches_it_once(life):
     async with life() as netd:
         address = await framed_address(netd)
@@ -252,6 +266,16 @@ async def test_a_reload_with_a_token_file_that_is_not_there_is_refused(life, tmp
             assert refused.value.kind in ("config", ReloadRefused.kind)
             assert await client.publish("news:today", "still allowed") is not None
 
+            # a secret that is too short is found as late as it is read, and yet nothing else is in force either
+            short = tmp_path / "short"
+            short.write_text("short\n")
+            netd.config.write_text(FRAMED + news + token.format(short) + "[hub]\nmax_sessions = 1\n")
+            with pytest.raises(RequestFailed, match="fewer than 16 characters"):
+                await control.reload(wait=10)
+            assert (await control.config())["values"]["hub"]["max_sessions"] == 100_000
+            async with FramedClient(await framed_address(netd)) as another:
+                assert await another.ping() >= 0
+
             # the secret changes in place: whoever showed the old one is anonymous from now on, and still connected
             netd.config.write_text(FRAMED + news + token.format(secret))
             secret.write_text("another secret of some length\n")
@@ -289,12 +313,12 @@ async def sessions(netd: NetdProcess) -> list[str]:
 
 
 async def until_there(netd: NetdProcess, name: str) -> None:
-    """Until a session of that name hears public:room, or is at least greeted if it is not the listener."""
+    """Until a session of that name hears its channel, or is at least greeted where it only speaks."""
     async with netd.client() as control:
         with trio.fail_after(PATIENCE):
             while True:
                 found = (await control.sessions(name=name))["sessions"]
-                if found and (name != "listener" or found[0]["channels"]):
+                if found and (name == "speaker" or found[0]["channels"]):
                     return
                 await trio.sleep(0.02)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from netd.cli.data import message_options, operation_data, read_data
 from netd.cli.options import call, common_options, invocation
 from netd.cli.targets import channel_bytes, channel_name, complete_channels
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from netd.client.stream import ServerEvent
 
 
-@click.group(invoke_without_command=True, short_help="What is said: list, show, publish, tail, history.")
+@click.group(invoke_without_command=True, short_help="What is said: list, info, show, publish, tail, history.")
 @common_options
 @click.pass_context
 def channels(ctx: click.Context) -> None:
@@ -58,22 +59,34 @@ def list_channels(prefix: str = "", limit: int = 100) -> None:
 
 
 @channels.command()
+@common_options
+def info() -> None:
+    """The hub's totals: sessions, channels, messages, what histories hold; a line for each namespace."""
+    answer: dict[str, Any] = call(lambda client: client.hub())
+    from netd.cli.output import print_json
+
+    if invocation().json:
+        print_json(answer)
+        return
+    _print_hub(answer.get("hub") or {})
+
+
+@channels.command()
 @click.argument("channel", shell_complete=complete_channels)
 @common_options
 def show(channel: str) -> None:
     """One channel and who hears it."""
     found = call(lambda client: client.channel(channel_bytes(channel)))
-    from netd.cli.output import Column, console, print_json, table, text
+    from netd.cli.output import Column, console, counted, print_json, table, text
 
     if invocation().json:
         print_json(found)
         return
     out = console()
     subscribers, epoch = found["subscribers"], found.get("epoch")
-    kept = f", {found['history']} messages kept" if epoch is not None else ", no history"
+    kept = f", {counted(found['history'], 'message')} kept" if epoch is not None else ", no history"
     at = f", at {epoch}:{found['offset']}" if epoch is not None else ""
-    heard = f"{subscribers} {'subscriber' if subscribers == 1 else 'subscribers'}"
-    out.print(text((channel_name(found), "bold"), f"  {heard}{kept}{at}"))
+    out.print(text((channel_name(found), "bold"), f"  {counted(subscribers, 'subscriber')}{kept}{at}"))
     members = found["presence"]
     if members:
         columns = [Column("SESSION", style="bold"), Column("NAME", narrow="cut", spare=1)]
@@ -94,18 +107,15 @@ def show(channel: str) -> None:
 
 @channels.command()
 @click.argument("channel", shell_complete=complete_channels)
-@click.argument("data", required=False)
-@click.option("--as", "form", type=click.Choice(("text", "json", "hex")), help="What DATA is.  [default: text]")
-@click.option("--priority", type=click.IntRange(0, 255), default=128, show_default=True, help="Lower goes first.")
-@click.option("--ephemeral", is_flag=True, help="It may be dropped for slow readers, and no history keeps it.")
+@message_options
 @common_options
 def publish(channel: str, data: str | None, form: str | None, priority: int, ephemeral: bool) -> None:
     """Publish DATA. DATA "-" or none is read from standard input. Needs write access."""
-    from netd.cli.framed_dial import operation_data, read_data
     from netd.cli.sessions import print_delivered
 
     value, name = operation_data(read_data(data), form), channel_bytes(channel)
-    print_delivered(call(lambda client: client.channel_publish(name, value, priority=priority, ephemeral=ephemeral)))
+    answer = call(lambda client: client.channel_published(name, value, priority=priority, ephemeral=ephemeral))
+    print_delivered(answer)
 
 
 @channels.command()
@@ -156,6 +166,38 @@ def tail(channel: str, since: str | None, count: int | None) -> None:
                         return
 
     call(follow)
+
+
+def _print_hub(hub: dict[str, Any]) -> None:
+    from netd.cli.output import Column, console, counted, size, table, text
+
+    def count(key: str, noun: str) -> str:
+        return counted(hub.get(key, 0), noun)
+
+    out = console()
+    away = f", {hub['resumable']} that may come back" if hub.get("resumable") else ""
+    out.print(text(f"{count('sessions', 'session')}{away}, {hub.get('opened', 0)} so far"))
+    out.print(text(f"{count('channels', 'channel')} heard, {count('subscriptions', 'subscription')}"))
+    out.print(text(f"published {count('published', 'message')}, delivered {hub.get('delivered', 0)}"))
+    odd = [f"{counted(hub[key], noun)} {key}" for key, noun in _ODD if hub.get(key)]
+    came = f"received {count('messages_in', 'request')}, sent {count('messages_out', 'message')}"
+    out.print(text("; ".join((came, *odd))))
+    kept = f"{count('history_messages', 'message')} kept, {size(hub.get('history_bytes', 0))}"
+    evicted = f", {hub['history_evicted']} given up for others" if hub.get("history_evicted") else ""
+    histories = "history" if hub.get("histories") == 1 else "histories"
+    out.print(text(f"{hub.get('histories', 0)} {histories}: {kept}{evicted}"))
+    out.print()
+    if not hub.get("namespaces"):
+        out.print("no namespace is configured (hub.namespace): clients can use no channel")
+        return
+    columns = [Column("NAMESPACE", narrow="wrap", style="bold"), Column("CHANNELS", "right", spare=2)]
+    columns += [Column("PUBLISHED", "right"), Column("DELIVERED", "right"), Column("REFUSED", "right", spare=1)]
+    keys = ("channels", "published", "delivered", "refused")
+    rows = [(one.get("name") or '""', *(one.get(key) for key in keys)) for one in hub["namespaces"]]
+    out.print(table(columns, rows, width=out.width), crop=False)
+
+
+_ODD = (("refused", "request"), ("dropped", "message"))
 
 
 def _position(text: str | None) -> str | None:
@@ -223,7 +265,8 @@ def _event_line(kind: str, data: dict[str, Any]) -> str:
         case "joined" | "left":
             return f"-- {printable(data.get('name') or data.get('session'))} {kind} --"
         case "missed":
-            return f"-- {printable(data.get('count'))} messages are missing here: this reader is too slow --"
+            lost = "1 message is" if data.get("count") == 1 else f"{printable(data.get('count'))} messages are"
+            return f"-- {lost} missing here: this reader is too slow --"
         case "subscribed" if data.get("recovered") is False:
             return "-- something is missing here: it is no longer kept --"
         case "subscribed":

@@ -14,9 +14,7 @@ from netd.cli.changes import carry_out, wait_options
 from netd.cli.options import call, common_options, invocation, not_found
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from rich.table import Table
+    from collections.abc import Iterator, Sequence
 
     from netd.client import shapes
     from netd.client.control import ControlClient
@@ -104,6 +102,7 @@ def check() -> None:
     Exit code 78 if it could not. Without a running daemon: netd --check --config FILE.
     """
     answer = call(lambda client: client.config_check())
+    from netd.cli.config_view import differences, print_differences
     from netd.cli.output import console, print_json, printable, text
 
     if invocation().json:
@@ -119,7 +118,7 @@ def check() -> None:
                 )
             else:
                 out.print(text("a reload would change:"))
-            out.print(changes_table(answer["changes"]))
+            print_differences(out, differences(answer["changes"]))
     else:
         for problem in answer["problems"]:
             parts = (problem.get("source"), problem.get("path"), problem["message"])
@@ -133,12 +132,13 @@ def check() -> None:
 def diff() -> None:
     """What differs between the running configuration and the files, and what a reload would do about it."""
     changes = call(lambda client: client.config_diff())
+    from netd.cli.config_view import differences, print_differences
     from netd.cli.output import console, print_json
 
     if invocation().json:
         print_json({"changes": changes})
     elif changes:
-        console().print(changes_table(changes))
+        print_differences(console(), differences(changes))
     else:
         click.echo("no difference: what is on disk is running")
 
@@ -153,36 +153,6 @@ def schema() -> None:
 
 
 # --- pieces ---------------------------------------------------------------------------------------------------------
-
-
-def changes_table(changes: Iterable[shapes.ConfigChange], *, before: str = "RUNNING", after: str = "ON DISK") -> Table:
-    """Fields that differ, and how a reload treats each."""
-    from netd.cli.output import Column, table, text
-
-    effects = {"live": "green", "replace": "yellow", "fixed": "red"}
-    columns = [
-        Column("KEY", style="bold"),
-        Column(before, narrow="wrap"),
-        Column(after, narrow="wrap"),
-        Column("RELOAD"),
-    ]
-    rows = [
-        (
-            change["path"],
-            _brief(change["running"], change["path"]),
-            _brief(change["configured"], change["path"]),
-            text((_EFFECTS.get(change["effect"], change["effect"]), effects.get(change["effect"], ""))),
-        )
-        for change in changes
-    ]
-    return table(columns, rows)
-
-
-def _brief(value: Any, key: str) -> str:
-    return "(not set)" if value is None else brief_toml(value, key)
-
-
-_EFFECTS = {"live": "at once", "replace": "new generation", "fixed": "needs a restart"}
 
 
 def find(values: Any, key: str) -> Any:

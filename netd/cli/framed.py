@@ -1,5 +1,6 @@
 """`netctl framed`: the service (info, connections), and a client for it or any framed server (send, listen, connect,
-bench). What the client commands do is in framed_talk.py and framed_bench.py, how they connect in framed_dial.py.
+bench). What the client commands do is in framed_send.py, framed_talk.py and framed_bench.py, how they connect in
+framed_dial.py.
 """
 
 from __future__ import annotations
@@ -98,10 +99,11 @@ def send(address: str, data: str | None, **how: Any) -> None:
         raise click.UsageError(
             f"--answer is for plain payloads; with --{targets[0]} the daemon's answer is awaited anyway"
         )
-    from netd.cli import framed_talk
-    from netd.cli.framed_dial import read_data, run
+    from netd.cli import framed_send
+    from netd.cli.data import read_data
+    from netd.cli.framed_dial import run
 
-    run(framed_talk.send, address, read_data(data), as_json=invocation().json, **how)
+    run(framed_send.send, address, read_data(data), as_json=invocation().json, **how)
 
 
 @framed.command()
@@ -128,6 +130,8 @@ def listen(address: str, channels: tuple[str, ...], **how: Any) -> None:
     from netd.cli import framed_talk
     from netd.cli.framed_dial import run
 
+    if how["recover"] not in (None, "start"):
+        how["recover"] = framed_talk.parse_position(how["recover"])
     run(framed_talk.listen, address, channels=channels, as_json=invocation().json, **how)
 
 

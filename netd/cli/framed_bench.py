@@ -17,13 +17,14 @@ import math
 import sys
 import time
 from collections import Counter, deque
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from netd.cli.framed_dial import client_of
-from netd.cli.framed_view import size as readable_size
 from netd.cli.output import Column, console, milliseconds, print_json, table
+from netd.cli.output import size as readable_size
 from netd.client.framed_connection import first_payloads, load_signer
 from netd.client.framed_link import dial
 from netd.errors import DaemonUnreachable, RequestFailed
@@ -31,12 +32,18 @@ from netd.wire import messages
 from netd.wire.framing import FrameDecoder, FrameLimits, frame
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from netd.client.framed import FramedClient
     from netd.client.framed_link import Link
 
 _INLINE = 32 * 1024
 """Bytes in flight up to which a connection sends and receives in turn; beyond, both ends could wait for each other."""
 _NO_ECHO = "is its mode echo? (for a listener of mode operations: --operations)"
+_LIMITED = (
+    "it may have reached a limit (framed.connections_per_address, framed.max_connections): "
+    "netctl framed info counts whom it did not let in"
+)
 _STEP = math.log(1.01)
 
 
@@ -108,18 +115,10 @@ async def bench(
     payload = bytes(size)
     if operations:
         payload = messages.encode(messages.Binary(data64=payload), "messagepack")
-    run = Run(client, frame(payload), window, operations, patience)
-    async with trio.open_nursery() as nursery:
-        links = [await run.open() for _ in range(connections)]
-        for link in links:
-            nursery.start_soon(run.drive, link)
-        await run.first_answer()
-        run.begin()
-        if sys.stderr.isatty() and not as_json:
-            nursery.start_soon(run.show_progress)
-        await trio.sleep(seconds)
-        run.finish()
-        nursery.cancel_scope.cancel()
+    run = Run(client, frame(payload), connections, window, operations, patience)
+    with ExitStack() as opened:
+        links = [await run.open(opened) for _ in range(connections)]
+        await _measure(run, links, seconds, quietly=as_json)
     report = run.report(size, connections, window)
     if as_json:
         print_json(report)
@@ -128,14 +127,30 @@ async def bench(
     return 0
 
 
+async def _measure(run: Run, links: list[Link], seconds: float, *, quietly: bool) -> None:
+    async with trio.open_nursery() as nursery:
+        for link in links:
+            nursery.start_soon(run.drive, link)
+        await run.first_answer()
+        run.begin()
+        if sys.stderr.isatty() and not quietly:
+            nursery.start_soon(run.show_progress)
+        await trio.sleep(seconds)
+        run.finish()
+        nursery.cancel_scope.cancel()
+
+
 class Run:
     """One measurement."""
 
-    def __init__(self, client: FramedClient, framed: bytes, window: int, operations: bool, patience: float) -> None:
+    def __init__(
+        self, client: FramedClient, framed: bytes, connections: int, window: int, operations: bool, patience: float
+    ) -> None:
         self.times = Times()
         self._client = client
         self._signer = load_signer(client.options.signer)
         self._framed = framed
+        self._connections = connections
         self._window = window
         self._operations = operations
         self._patience = patience
@@ -143,10 +158,11 @@ class Run:
         self._measuring = False
         self._began = self._ended = 0.0
 
-    async def open(self) -> Link:
-        """A connection that is ready for messages."""
+    async def open(self, opened: ExitStack) -> Link:
+        """A connection that is ready for messages; `opened` closes it."""
         options = self._client.options
         link = await dial(self._client.address, options)
+        opened.callback(link.close)
         for payload in first_payloads(options, self._signer):
             await link.send(frame(payload))
         if self._operations:
@@ -165,6 +181,7 @@ class Run:
                         raise RequestFailed("denied", f"cannot begin: the daemon says {event}", status=403)
                     if isinstance(event, messages.Welcome):
                         return
+            raise self._gone(False)
         raise DaemonUnreachable(f"cannot begin at {self._client.address}: no welcome; is its mode operations?")
 
     async def first_answer(self) -> None:
@@ -187,13 +204,12 @@ class Run:
         """Keep a window of messages under way, until cancelled."""
         try:
             async with trio.open_nursery() as nursery:
-                flight = Flight(self)
+                flight, checked = Flight(self), False
                 decoder = FrameDecoder(FrameLimits(max(self._client.options.max_frame, len(self._framed))))
-                sender = _Sender(link, self._framed, flight)
+                sender = _Sender(link, self._framed, flight, lambda: self._gone(checked))
                 if len(self._framed) * self._window > _INLINE:
                     nursery.start_soon(sender.run)
                     sender.inline = False
-                checked = False
                 await sender.send(self._window)
                 while data := await self._receive(link):
                     payloads = decoder.receive(data)
@@ -207,15 +223,23 @@ class Run:
                         self._answered.set()
                         if ours := flight.landed(len(payloads)):
                             await sender.send(ours)
-                raise DaemonUnreachable(f"cannot go on: {self._client.address} ended the connection")
+                raise self._gone(checked)
         finally:
             link.close()
 
     async def _receive(self, link: Link) -> bytes:
+        """What has come; b"" at the end, also at one that was no goodbye."""
         try:
             return await link.receive()
-        except trio.BrokenResourceError as error:
-            raise DaemonUnreachable(f"cannot go on: {self._client.address} reset the connection") from error
+        except trio.BrokenResourceError:
+            return b""
+
+    def _gone(self, served: bool) -> DaemonUnreachable:
+        """A connection ended; `served`: not before something had come back over it."""
+        what = f"cannot go on: {self._client.address} ended"
+        if served:
+            return DaemonUnreachable(f"{what} a connection")
+        return DaemonUnreachable(f"{what} one of {self._connections} before it said anything; {_LIMITED}")
 
     async def show_progress(self) -> None:
         out = console(stderr=True)
@@ -248,8 +272,9 @@ class Run:
 class _Sender:
     """The sending half: in turn with receiving, or in a task of its own."""
 
-    def __init__(self, link: Link, framed: bytes, flight: Flight) -> None:
+    def __init__(self, link: Link, framed: bytes, flight: Flight, gone: Callable[[], DaemonUnreachable]) -> None:
         self.inline = True
+        self._gone = gone
         self._link = link
         self._framed = framed
         self._flight = flight
@@ -279,7 +304,7 @@ class _Sender:
         try:
             await self._link.send(self._framed * count)
         except trio.BrokenResourceError as error:
-            raise DaemonUnreachable("cannot go on: the peer ended the connection") from error
+            raise self._gone() from error
 
 
 def _print(report: dict[str, Any]) -> None:

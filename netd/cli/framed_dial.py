@@ -1,11 +1,10 @@
-"""How `netctl framed` reaches a framed server: the options that its client commands share, and what DATA means.
+"""How `netctl framed` reaches a framed server: the options that its client commands share.
 
 Imports click only; the client is imported when a command runs.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,10 +18,67 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound="Callable[..., Any]")
 
 DEFAULT = "127.0.0.1:9000"
-_STRUCTURED = ("json", "cbor", "messagepack")
+CODECS = ("raw", "text", "json", "cbor", "messagepack")
+
+
+class _Address(click.ParamType):  # type: ignore[type-arg]  # generic in newer ones only
+    """Where to connect, as text; misuse if it has no form that is known."""
+
+    name = "address"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from netd.client.framed_options import parse_address
+        from netd.errors import ProtocolError
+
+        try:
+            parse_address(value)
+        except ProtocolError as error:
+            raise click.UsageError(str(error), ctx) from None
+        return value
+
+
+def _known_codec(ctx: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
+    """A codec's name; misuse if there is none of this name."""
+    if name is None or name in CODECS:
+        return name
+    from netd.errors import ProtocolError
+    from netd.wire.codecs import codec
+
+    try:
+        codec(name)
+    except ProtocolError as error:
+        raise click.UsageError(str(error), ctx) from None
+    except (ImportError, AttributeError, ValueError) as error:
+        raise click.UsageError(f"cannot find codec {name!r}: {error}", ctx) from None
+    return name
+
+
+def complete_codecs(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """The built-in codecs, and those that packages bring along."""
+    from importlib.metadata import entry_points
+
+    from netd.wire.codecs import GROUP
+
+    return [name for name in (*CODECS, *sorted(entry_points(group=GROUP).names)) if name.startswith(incomplete)]
+
+
+def complete_interfaces(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """This machine's network interfaces."""
+    import socket
+
+    return [name for _, name in socket.if_nameindex() if name.startswith(incomplete)]
+
+
+_FILE = click.Path(exists=True, dir_okay=False)
 
 _OPTIONS = (
-    click.option("--codec", default=None, metavar="NAME", help="raw, text, json, cbor, messagepack.  [default: raw]"),
+    click.option(
+        "--codec",
+        metavar="NAME",
+        callback=_known_codec,
+        shell_complete=complete_codecs,
+        help="raw, text, json, cbor, messagepack, or an installed one.  [default: raw]",
+    ),
     click.option("--framing", type=click.Choice(("length", "none")), default="length", help="none: the raw stream."),
     click.option(
         "--token", metavar="SECRET", envvar="NETCTL_TOKEN", help="What permits operations.  [env: NETCTL_TOKEN]"
@@ -30,14 +86,16 @@ _OPTIONS = (
     click.option("--name", metavar="NAME", help="The session's name."),
     click.option("--tag", "tags", metavar="KEY=VALUE", multiple=True, help="A tag of the handshake (several)."),
     click.option("--handshake-version", metavar="V", help="Send a handshake with this version."),
-    click.option("--sign", metavar="FILE", type=click.Path(), help="Sign the handshake with this Ed25519 key."),
+    click.option("--sign", metavar="FILE", type=_FILE, help="Sign the handshake with this Ed25519 key."),
     click.option("--tls", is_flag=True, help="Use TLS."),
-    click.option("--ca", metavar="FILE", type=click.Path(), help="Who may sign the server's certificate (PEM)."),
+    click.option("--ca", metavar="FILE", type=_FILE, help="Who may sign the server's certificate (PEM)."),
     click.option("--server-name", metavar="NAME", help="Whose certificate it has to be."),
-    click.option("--cert", metavar="FILE", type=click.Path(), help="Our own certificate (PEM)."),
-    click.option("--cert-key", metavar="FILE", type=click.Path(), help="Its private key (PEM)."),
+    click.option("--cert", metavar="FILE", type=_FILE, help="Our own certificate (PEM)."),
+    click.option("--cert-key", metavar="FILE", type=_FILE, help="Its private key (PEM)."),
     click.option("--insecure", is_flag=True, help="Accept any certificate."),
-    click.option("--interface", metavar="NAME", help="Leave by this network interface."),
+    click.option(
+        "--interface", metavar="NAME", shell_complete=complete_interfaces, help="Leave by this network interface."
+    ),
     click.option("--bind", metavar="ADDRESS", help="Connect from this address, or ADDRESS:PORT."),
     click.option(
         "--timeout",
@@ -59,15 +117,28 @@ def dial_options(command: C) -> C:
 def address_argument(*, required: bool = False) -> Callable[[C], C]:
     """ADDRESS, the first argument."""
     if required:
-        return click.argument("address", metavar="ADDRESS")
-    return click.argument("address", metavar="[ADDRESS]", default=DEFAULT)
+        return click.argument("address", metavar="ADDRESS", type=_Address())
+    return click.argument("address", metavar="[ADDRESS]", type=_Address(), default=DEFAULT)
 
 
 def client_of(address: str, how: dict[str, Any], **more: Any) -> FramedClient:
-    """The client that the options describe; they are taken out of `how`."""
+    """The client that the options describe; they are taken out of `how`. What cannot be used of them is misuse."""
+    from netd.errors import ProtocolError
+
+    try:
+        return _client_of(address, how, more)
+    except ProtocolError as error:
+        if error.origin != "local":
+            raise
+        raise click.UsageError(str(error)) from None
+
+
+def _client_of(address: str, how: dict[str, Any], more: dict[str, Any]) -> FramedClient:
     from pathlib import Path
 
     from netd.client.framed import FramedClient
+    from netd.client.framed_connection import load_signer
+    from netd.client.framed_link import tls_context
 
     taken = {name: how.pop(name) for name in _NAMES}
     options: dict[str, Any] = {
@@ -77,7 +148,7 @@ def client_of(address: str, how: dict[str, Any], **more: Any) -> FramedClient:
         "name": taken["name"],
         "tags": tags_of(taken["tags"]),
         "version": taken["handshake_version"],
-        "signer": Path(taken["sign"]) if taken["sign"] else None,
+        "signer": load_signer(Path(taken["sign"]) if taken["sign"] else None),
         "interface": taken["interface"],
         "connect_timeout": taken["timeout"],
         "answer_timeout": taken["timeout"],
@@ -86,7 +157,10 @@ def client_of(address: str, how: dict[str, Any], **more: Any) -> FramedClient:
     }
     if taken["bind"]:
         options["local_address"], options["local_port"] = _place(taken["bind"])
-    return FramedClient(address, **(options | more))
+    client = FramedClient(address, **(options | more))
+    if taken["ca"] or taken["cert"]:
+        tls_context(client.options)  # here a file that cannot be used is misuse; later, a connection that fails
+    return client
 
 
 _NAMES = (
@@ -141,76 +215,6 @@ def run(function: Callable[..., Awaitable[int]], *arguments: Any, **how: Any) ->
 
     code = run_loop(lambda: function(*arguments, **how))
     click.get_current_context().exit(code)
-
-
-# --- data -------------------------------------------------------------------------------------------------------------
-
-
-def read_data(data: str | None) -> bytes:
-    """What to send: the argument, or standard input for "-" or none."""
-    if data is not None and data != "-":
-        return data.encode(errors="surrogateescape")
-    return sys.stdin.buffer.read()
-
-
-def plain_value(data: bytes, codec: str, form: str | None) -> Any:
-    """The value that a plain payload is made from.
-
-    Of the structured codecs, text that is JSON stands for that value, unless it is said to be text.
-    """
-    if form is None and codec in _STRUCTURED:
-        try:
-            return json.loads(data)
-        except ValueError:
-            form = "text"
-    value = parse(data, form or "bytes")
-    if codec == "raw":
-        return (
-            value
-            if isinstance(value, bytes)
-            else value.encode()
-            if isinstance(value, str)
-            else json.dumps(value).encode()
-        )
-    if isinstance(value, bytes):
-        return value if codec in ("cbor", "messagepack") and form == "hex" else _text(value)
-    return value
-
-
-def parse(data: bytes, form: str) -> Any:
-    """`data` as --as says: "bytes" (nothing was said), "text", "json", "hex"."""
-    match form:
-        case "json":
-            try:
-                return json.loads(data)
-            except ValueError as error:
-                raise click.UsageError(f"cannot send DATA as JSON: {error}") from None
-        case "hex":
-            try:
-                return bytes.fromhex(_text(data))
-            except ValueError as error:
-                raise click.UsageError(f"cannot send DATA as hexadecimal: {error}") from None
-        case "text":
-            return _text(data)
-        case _:
-            return data
-
-
-def operation_data(data: bytes, form: str | None) -> Any:
-    """What a message carries: text if it is UTF-8 and nothing else was said, else bytes."""
-    if form is not None:
-        return parse(data, form)
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return data
-
-
-def _text(data: bytes) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise click.UsageError(f"cannot send DATA as text: {error}") from None
 
 
 def warn(sentence: str) -> None:

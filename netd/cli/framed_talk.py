@@ -1,4 +1,4 @@
-"""What `netctl framed send`, `listen` and `connect` do: a FramedClient, and lines for people or objects for programs.
+"""What `netctl framed listen` and `connect` do: a FramedClient, and lines for people or objects for programs.
 
 Each returns the exit code. What happens to the connection is said on stderr, what was received on stdout.
 """
@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import math
 import sys
-import time
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 import trio
 
-from netd.cli.framed_dial import client_of, operation_data, plain_value, warn
+from netd.cli.data import operation_data, plain_value
+from netd.cli.framed_dial import client_of, warn
 from netd.cli.framed_lines import lines_of_stdin
-from netd.cli.framed_view import client_rows, item_json, item_line, size
-from netd.cli.output import Column, console, print_json, print_json_line, printable, table
+from netd.cli.framed_view import client_rows, item_json, item_line
+from netd.cli.output import Column, console, print_json_line, printable, table
 from netd.client.framed_session import Gap
 from netd.errors import ClientError, NetdError, RequestFailed
 from netd.wire import messages
@@ -30,97 +29,6 @@ if TYPE_CHECKING:
     from netd.client.framed_session import Subscription
 
 
-# --- send -------------------------------------------------------------------------------------------------------------
-
-
-async def send(
-    address: str,
-    data: bytes,
-    *,
-    channel: str | None,
-    to: str | None,
-    broadcast: bool,
-    priority: int,
-    ephemeral: bool,
-    count: int,
-    lines: bool,
-    form: str | None,
-    answer: bool,
-    as_json: bool,
-    **how: Any,
-) -> int:
-    """Send each message `count` times. Operations: the last one is confirmed, which says that all were seen."""
-    pieces = [piece for piece in data.splitlines() if piece] if lines else [data]
-    codec = how["codec"] or "raw"
-    plain = not (channel or to or broadcast)
-    values = [plain_value(piece, codec, form) if plain else operation_data(piece, form) for piece in pieces]
-    started = time.monotonic()
-    total = len(values) * count
-    report: dict[str, Any] = {"sent": total}
-    code = 0
-    async with client_of(address, how, reconnect=False, discard=plain and not answer) as client:
-        if plain:
-            async with trio.open_nursery() as nursery:
-                if answer:
-                    nursery.start_soon(_print_answers, client, total, as_json)
-                for value in _repeated(values, count):
-                    await client.send(value, priority=priority)
-                await client.flush()
-            if client.telemetry().counters.messages_out < total:
-                raise client.failure or RequestFailed("closed", "cannot send all: the peer ended", status=502)
-        else:
-            more: dict[str, Any] = {"priority": priority, "ephemeral": ephemeral}
-            deliver: Callable[..., Awaitable[int | None]] = (
-                (lambda value, confirm: client.publish(channel, value, confirm=confirm, **more))
-                if channel
-                else (lambda value, confirm: client.direct(to, value, confirm=confirm, **more))
-                if to
-                else (lambda value, confirm: client.broadcast(value, confirm=confirm, **more))
-            )
-            for number, value in enumerate(_repeated(values, count), 1):
-                delivered = await deliver(value, number == total)
-            if total and delivered is not None:
-                report["delivered"] = delivered
-            if refused := _refusals(client):
-                report["refused"] = len(refused)
-                warn(f"{len(refused)} of {total} were refused: {refused[0].message}")
-                code = 1
-        counters = client.telemetry().counters
-    report |= {"bytes": counters.bytes_out, "seconds": round(time.monotonic() - started, 6)}
-    if as_json and not answer:
-        print_json(report)
-    elif not as_json and (total > 1 or not plain) and not answer:
-        reached = f", to {report['delivered']}" if "delivered" in report else ""
-        what = "message" if total == 1 else "messages"
-        click.echo(f"sent {total} {what}{reached}, {size(report['bytes'])} in {report['seconds']:.3g} s")
-    return code
-
-
-def _repeated(values: list[Any], count: int) -> Any:
-    for _ in range(count):
-        yield from values
-
-
-async def _print_answers(client: FramedClient, total: int, as_json: bool) -> None:
-    write = _writer(as_json)
-    async for value in client:
-        write(value)
-        total -= 1
-        if not total:
-            return
-    raise RequestFailed("closed", f"cannot get all answers: {total} had not come when the peer ended", status=502)
-
-
-def _refusals(client: FramedClient) -> list[messages.Error]:
-    """Errors for messages that nobody waited for. All are here: the confirmation came behind them."""
-    found: list[messages.Error] = []
-    with suppress(trio.WouldBlock, StopAsyncIteration):
-        while True:
-            if isinstance(event := client.receive_nowait(), messages.Error):
-                found.append(event)
-    return found
-
-
 # --- listen -----------------------------------------------------------------------------------------------------------
 
 
@@ -130,12 +38,12 @@ async def listen(
     channels: tuple[str, ...],
     count: int | None,
     presence: bool,
-    recover: str | None,
+    recover: Position | Literal["start"] | None,
     as_json: bool,
     **how: Any,
 ) -> int:
     """Print what comes, until `count` messages have."""
-    write = _writer(as_json)
+    write = writer(as_json)
     left = count
 
     async def follow(source: Any, counts: bool) -> None:
@@ -167,15 +75,14 @@ def _counts(item: Any) -> bool:
     return isinstance(item, messages.Message) or not (isinstance(item, Gap) or hasattr(item, "__struct_fields__"))
 
 
-async def _subscribe(client: FramedClient, channel: str, presence: bool, recover: str | None) -> Subscription:
-    position: Position | None = None
+async def _subscribe(
+    client: FramedClient, channel: str, presence: bool, recover: Position | Literal["start"] | None
+) -> Subscription:
     if recover == "start":
         kept = await client.history(channel)
         first = kept.messages[0].offset if kept.messages else None
-        position = Position(kept.epoch, first - 1 if first else kept.offset)
-    elif recover is not None:
-        position = parse_position(recover)
-    return await client.subscribe(channel, recover=position, presence=presence)
+        recover = Position(kept.epoch, first - 1 if first else kept.offset)
+    return await client.subscribe(channel, recover=recover, presence=presence)
 
 
 def parse_position(text: str) -> Position:
@@ -230,7 +137,7 @@ class _Talk:
         self._codec = codec
         self._plain = plain
         self._as_json = as_json
-        self._write = _writer(as_json)
+        self._write = writer(as_json)
         self._patience = math.inf
         self._silence = trio.CancelScope()
         self._subscriptions: dict[str, tuple[Subscription, trio.CancelScope]] = {}
@@ -436,7 +343,8 @@ def _reached(delivered: int | None) -> str:
     return f" to {delivered}" if delivered is not None else ""
 
 
-def _writer(as_json: bool) -> Callable[[Any], None]:
+def writer(as_json: bool) -> Callable[[Any], None]:
+    """What prints anything that a client yields."""
     if as_json:
         return lambda item: print_json_line(item_json(item))
 

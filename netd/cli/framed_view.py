@@ -7,22 +7,12 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from netd.cli.output import Column, ago, clock, console, duration, printable, table, text
+from netd.cli.output import Column, ago, clock, console, counted, duration, printable, size, table, text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _SHOWN = 4096  # characters of a message on a line
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-
-
-def size(count: float) -> str:
-    """Bytes as people read them: "512 B", "1.4 MiB"."""
-    for unit in _UNITS:
-        if count < 1024 or unit == _UNITS[-1]:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError
 
 
 # --- the service ------------------------------------------------------------------------------------------------------
@@ -51,13 +41,14 @@ def print_status(status: Mapping[str, Any]) -> None:
     out.print()
     here, arriving = status.get("sessions", 0), status.get("arriving", 0)
     waiting = f", {arriving} arriving" if arriving else ""
-    out.print(text(f"{here} {'session' if here == 1 else 'sessions'}{waiting}, {status.get('total', 0)} so far"))
+    out.print(text(f"{counted(here, 'session')}{waiting}, {status.get('total', 0)} so far"))
     for word, way in (("received", "in"), ("sent", "out")):
-        messages, total = status.get(f"messages_{way}", 0), size(status.get(f"bytes_{way}", 0))
-        out.print(text(f"{word} {messages} {'message' if messages == 1 else 'messages'}, {total}"))
+        messages, total = counted(status.get(f"messages_{way}", 0), "message"), size(status.get(f"bytes_{way}", 0))
+        out.print(text(f"{word} {messages}, {total}"))
     if pressed := status.get("backpressure", 0):
-        lost = f"; {status.get('dropped')} messages dropped" if status.get("dropped") else ""
-        out.print(text(f"backpressure {pressed} times, drained {status.get('drains', 0)} times{lost}"))
+        lost = f"; {counted(dropped, 'message')} dropped" if (dropped := status.get("dropped")) else ""
+        drained = counted(status.get("drains", 0), "time")
+        out.print(text(f"backpressure {counted(pressed, 'time')}, drained {drained}{lost}"))
     rejected = {reason: count for reason, count in (status.get("rejected") or {}).items() if count}
     if rejected:
         out.print(
@@ -213,7 +204,7 @@ def item_line(item: Any) -> str:
 
     match item:
         case Gap():
-            many = f"{item.missed} messages" if item.missed else "messages may be"
+            many = counted(item.missed, "message") if item.missed else "messages may be"
             what = f"{printable(_channel(item.channel))}  -- {many} missing here --"
         case messages.Message():
             place = f" {item.offset}" if item.offset is not None else ""

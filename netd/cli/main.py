@@ -26,7 +26,7 @@ NOUNS = {
     "trace": "The path to each client: watch, list, show, run.",
     "framed": "Framed TCP: info, connections; send, listen, connect, bench.",
     "sessions": "Who is connected: list, show, kick, send.",
-    "channels": "What is said: list, show, publish, tail, history.",
+    "channels": "What is said: list, info, show, publish, tail, history.",
     "anomaly": "Sessions that behave unlike themselves.",
     "completion": "Print a completion script for bash, zsh or fish.",
 }

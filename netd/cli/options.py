@@ -107,13 +107,13 @@ def run_loop(main: Callable[[], Awaitable[T]]) -> T:
 
 
 def _plain(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What a group comes down to: an interrupt, a broken pipe, the first of our own errors; else the group itself.
+    """What a group comes down to: an interrupt, a broken pipe, misuse, the first of our own errors; else the group.
 
     A nursery wraps even a single error.
     """
     from netd.errors import NetdError
 
-    for wanted in (KeyboardInterrupt, BrokenPipeError, NetdError):
+    for wanted in (KeyboardInterrupt, BrokenPipeError, click.ClickException, NetdError):
         matching = group.subgroup(wanted)
         if matching is not None and (wanted is KeyboardInterrupt or group.split(wanted)[1] is None):
             return _first(matching)

@@ -31,6 +31,7 @@ _UNLIMITED = 4096  # columns, for output that no terminal shows
 _LEAST_CUT = 8  # columns of a cell that may be cut
 _LONGEST_WORD = 48  # columns of a word that is not broken: an IPv6 address with its port has 47
 _GAP = 2  # columns between columns
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------
@@ -216,8 +217,8 @@ def duration(seconds: float) -> str:
     units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
     whole = int(seconds)
     parts: list[str] = []
-    for name, size in units:
-        count, whole = divmod(whole, size)
+    for name, seconds_each in units:
+        count, whole = divmod(whole, seconds_each)
         if count or parts:
             parts.append(f"{count} {name}")
         if len(parts) == 2:
@@ -253,6 +254,20 @@ def milliseconds(value: float | None) -> str:
         if value < 100
         else f"{value:.0f}"
     )
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things whose plural has an "s": "1 message", "2 messages"."""
+    return f"{count} {noun if count == 1 else noun + 's'}"
+
+
+def size(count: float) -> str:
+    """Bytes as people read them: "512 B", "1.4 MiB"."""
+    for unit in _UNITS:
+        if count < 1024 or unit == _UNITS[-1]:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError
 
 
 def brief(value: Any) -> str:

@@ -29,14 +29,15 @@ def reload(wait: float) -> None:
 
 def print_applied(change: shapes.Change) -> None:
     """What a finished reload (or `config set`) changed."""
-    from netd.cli.config import changes_table
+    from netd.cli.config_view import differences, print_differences
     from netd.cli.output import console, text
 
     result = change.get("result") or {}
     out = console()
-    changed = result.get("changes") or []
-    if not changed:
-        out.print(text("reloaded: nothing had changed"))
+    found = differences(result.get("changes") or [])
+    if not found:
+        # secrets are no settings: one that was rotated in its file is in force, and nobody is told that it is another
+        out.print(text("reloaded: no setting had changed; secrets, keys and certificates were read anew"))
         return
-    out.print(text("reloaded: ", f"{len(changed)} {'change' if len(changed) == 1 else 'changes'} running"))
-    out.print(changes_table(changed, before="WAS", after="IS"))
+    out.print(text("reloaded: ", f"{len(found)} {'change' if len(found) == 1 else 'changes'} running"))
+    print_differences(out, found, before="WAS", after="IS")

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from netd.cli.data import message_options, operation_data, read_data
 from netd.cli.options import call, common_options, invocation
-from netd.cli.targets import channel_name, complete_sessions, session_id, target_of
+from netd.cli.targets import channel_name, complete_sessions, complete_transports, session_id, target_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
     from netd.client import shapes
     from netd.client.control import ControlClient
+
+_ROOM_FOR_IDS = 80  # columns of a terminal that shows ids whole
+_LEAST_OF_ID = 8  # characters that others show
 
 
 @click.group(invoke_without_command=True, short_help="Who is connected: list, show, kick, send.")
@@ -31,7 +35,9 @@ def sessions(ctx: click.Context) -> None:
 
 
 @sessions.command("list")
-@click.option("--transport", metavar="NAME", help="Only this transport's (framed, ...).")
+@click.option(
+    "--transport", metavar="NAME", shell_complete=complete_transports, help="Only this transport's (framed, ...)."
+)
 @click.option("--tag", metavar="KEY=VALUE", help="Only sessions with this tag.")
 @click.option("--name", metavar="NAME", help="Only sessions of this name.")
 @click.option("--limit", "-n", type=click.IntRange(1, 1_000_000), default=100, show_default=True, metavar="N")
@@ -121,36 +127,34 @@ def kick(target: str, code: int | None, reason: str) -> None:
 
         print_json({"kicked": kicked})
     else:
-        click.echo(f"ended {kicked} {'session' if kicked == 1 else 'sessions'}")
+        from netd.cli.output import counted
+
+        click.echo(f"ended {counted(kicked, 'session')}")
 
 
 @sessions.command()
 @click.argument("target", metavar="ID", shell_complete=complete_sessions)
-@click.argument("data", required=False)
-@click.option("--as", "form", type=click.Choice(("text", "json", "hex")), help="What DATA is.  [default: text]")
-@click.option("--priority", type=click.IntRange(0, 255), default=128, show_default=True, help="Lower goes first.")
-@click.option("--ephemeral", is_flag=True, help="It may be dropped for readers that are slow.")
+@message_options
 @common_options
 def send(target: str, data: str | None, form: str | None, priority: int, ephemeral: bool) -> None:
     """Send DATA to sessions as a direct message. DATA "-" or none is read from standard input."""
-    from netd.cli.framed_dial import operation_data, read_data
-
     value = operation_data(read_data(data), form)
 
     async def ask(client: ControlClient) -> int:
         return await client.session_send(await target_of(client, target), value, priority=priority, ephemeral=ephemeral)
 
-    print_delivered(call(ask))
+    print_delivered({"delivered": call(ask)})
 
 
-def print_delivered(count: int) -> None:
-    """To how many sessions a message went."""
+def print_delivered(answer: Mapping[str, Any]) -> None:
+    """To how many sessions a message went, and the daemon's remark on it."""
+    from netd.cli.output import counted, print_json, printable
+
     if invocation().json:
-        from netd.cli.output import print_json
-
-        print_json({"delivered": count})
+        print_json(answer)
     else:
-        click.echo(f"delivered to {count} {'session' if count == 1 else 'sessions'}")
+        remark = f" ({printable(answer['remark'])})" if answer.get("remark") else ""
+        click.echo(f"delivered to {counted(answer['delivered'], 'session')}{remark}")
 
 
 # --- looks ------------------------------------------------------------------------------------------------------------
@@ -167,15 +171,15 @@ def _waiting(tracing: bool) -> Any:
 
 
 def _print_list(out: Console, found: list[shapes.SessionRow]) -> None:
-    from netd.cli.framed_view import size
-    from netd.cli.output import Column, ago, table
+    from netd.cli.output import Column, ago, size, table
 
-    columns = [Column("ID", style="bold"), Column("NAME", narrow="cut", spare=2), Column("TRANSPORT", spare=4)]
-    columns += [Column("ADDRESS", spare=1), Column("OPENED", spare=3), Column("CHANNELS", "right", spare=7)]
+    columns = [Column("ID", style="bold"), Column("NAME", narrow="cut", spare=1), Column("TRANSPORT", spare=4)]
+    columns += [Column("ADDRESS", spare=2), Column("OPENED", spare=3), Column("CHANNELS", "right", spare=7)]
     columns += [Column("IN", "right", spare=5), Column("OUT", "right", spare=6), Column("WAITING", "right", spare=8)]
+    shortened = _shortened([row["id"] for row in found]) if out.width < _ROOM_FOR_IDS else {}
     rows = [
         (
-            row.get("id"),
+            shortened.get(row["id"], row["id"]),
             row.get("name"),
             f"{row.get('transport')}, TLS" if row.get("tls") else row.get("transport"),
             row.get("address"),
@@ -190,9 +194,16 @@ def _print_list(out: Console, found: list[shapes.SessionRow]) -> None:
     out.print(table(columns, rows, width=out.width), crop=False)
 
 
+def _shortened(ids: list[str]) -> dict[str, str]:
+    """As much of each id as only it begins with; every command takes that for the id."""
+    length = _LEAST_OF_ID
+    while length < max(map(len, ids)) and len({id[:length] for id in ids}) < len(ids):
+        length += 1
+    return {id: id[:length] for id in ids}
+
+
 def _print_session(out: Console, session: shapes.SessionView) -> None:
-    from netd.cli.framed_view import size
-    from netd.cli.output import ago, text
+    from netd.cli.output import ago, counted, size, text
     from netd.cli.tcp_view import facts
 
     name = f"  {session['name']}" if session.get("name") else ""
@@ -206,11 +217,11 @@ def _print_session(out: Console, session: shapes.SessionView) -> None:
         ("opened", ago(session.get("opened"))),
         ("token", session.get("token")),
         ("tags", ", ".join(f"{key}={value}" for key, value in (session.get("tags") or {}).items())),
-        ("received", f"{session['messages_in']} messages, {size(session['bytes_in'])}"),
-        ("sent", f"{session['messages_out']} messages, {size(session['bytes_out'])}"),
+        ("received", f"{counted(session['messages_in'], 'message')}, {size(session['bytes_in'])}"),
+        ("sent", f"{counted(session['messages_out'], 'message')}, {size(session['bytes_out'])}"),
         ("waiting", waiting + pressed),
-        ("dropped", session.get("dropped") and f"{session['dropped']} messages"),
-        ("refused", session.get("refused") and f"{session['refused']} messages"),
+        ("dropped", session.get("dropped") and counted(session["dropped"], "message")),
+        ("refused", session.get("refused") and counted(session["refused"], "message")),
         ("channels", _channels(session)),
     ]
     out.print(facts(known, width=out.width), crop=False)
@@ -223,14 +234,17 @@ def _channels(session: shapes.SessionView) -> str:
 
 
 def _print_path(out: Console, path: Mapping[str, Any]) -> None:
-    from netd.cli.output import text
-    from netd.cli.trace_path import Route
+    from netd.cli.output import counted, text
+    from netd.cli.trace_path import Route, whole
     from netd.cli.trace_view import hop_table, summary, target_of
 
     route = Route()
     route.end(path)
     out.print()
-    out.print(text("Path: ", *summary(path)))
+    # the destination is a hop too, and a row of the table, though none of the record's `hops`
+    distance = whole(path.get("dest_ttl"))
+    between = f"{counted(distance - 1, 'router')} in between, " if distance else ""
+    out.print(text("Path: ", between, *summary(path)))
     if route.rows() or path.get("dest_ttl") is not None:
         address = str(path.get("address") or "")
         out.print(hop_table(route, indent=2, target=target_of(path, address), width=out.width))

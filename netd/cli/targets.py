@@ -104,6 +104,16 @@ def complete_sessions(ctx: click.Context, parameter: click.Parameter, incomplete
     return _words(ctx, ask)
 
 
+def complete_transports(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Those that have sessions now."""
+
+    async def ask(client: ControlClient) -> list[str]:
+        names = dict.fromkeys(row["transport"] for row in (await client.sessions(limit=1000))["sessions"])
+        return [name for name in names if name.startswith(incomplete)][:_COMPLETED]
+
+    return _words(ctx, ask)
+
+
 def complete_channels(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """Names that are text."""
 

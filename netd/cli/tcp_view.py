@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from netd.cli.framed_view import size
-from netd.cli.output import Column, duration, milliseconds, table
+from netd.cli.output import Column, duration, milliseconds, size, table
 from netd.cli.trace_path import whole
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from netd.cli.output import Column, clock, milliseconds, printable, table, text
+from netd.cli.output import Column, clock, counted, milliseconds, printable, table, text
 from netd.cli.trace_path import number, whole
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def summary(done: Fields) -> list[str | tuple[str, str]]:
     if method := done.get("method"):
         line.append(", " + METHODS.get(str(method), str(method)))
     if (probes := done.get("probes")) is not None:
-        line.append(f", {probes} probes")
+        line.append(f", {counted(probes, 'probe')}")
     return line
 
 
@@ -208,7 +208,7 @@ def _title(watch: Watch, clients: Sequence[Client]) -> Text:
     count = f"{here} {'client' if here == 1 else 'clients'}, {tracing} being traced, {watch.finished} finished"
     line = text(("netd trace", "bold"), f"  {count}", ("  (Ctrl-C ends)", "dim"))
     if watch.missed:
-        line += text((f"  {watch.missed} events missed", "yellow"))
+        line += text((f"  {counted(watch.missed, 'event')} missed", "yellow"))
     if watch.ended:
         line += text(("  the daemon is away", "yellow"))
     line.no_wrap, line.overflow = True, "ellipsis"
@@ -257,7 +257,8 @@ def event_line(kind: str, data: Fields, client: Client | None, row: Row | None) 
         case "clientGone":
             what = f"gone ({printable(data.get('reason') or '')})"
         case "missed":
-            what = f"missed {printable(data.get('count'))} events"
+            missed = whole(data.get("count"))
+            what = "missed events" if missed is None else f"missed {counted(missed, 'event')}"
         case "ended":
             what = "the daemon is stopping"
         case "error":

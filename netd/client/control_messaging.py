@@ -131,8 +131,16 @@ class MessagingCalls:
         self, name: str | bytes, data: Any, *, priority: int = 128, ephemeral: bool = False
     ) -> int:
         """Publish a message. Returns how many sessions it has reached so far."""
+        return (await self.channel_published(name, data, priority=priority, ephemeral=ephemeral))["delivered"]
+
+    async def channel_published(
+        self, name: str | bytes, data: Any, *, priority: int = 128, ephemeral: bool = False
+    ) -> shapes.Published:
+        """The same with all that the daemon says of it."""
         body = message(data, priority, ephemeral)
-        return number(await self._call("POST", f"/v1/channels/{part(name)}/messages", body=body), "delivered")
+        answer = await self._call("POST", f"/v1/channels/{part(name)}/messages", body=body)
+        number(answer, "delivered")
+        return cast("shapes.Published", answer)
 
     def channel_events(self, name: str | bytes, *, since: str = "", patience: float = 0.0) -> EventStream:
         """What is said in a channel, from now on, or from after the position `since` as far as it is kept.

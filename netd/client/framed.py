@@ -362,7 +362,7 @@ class FramedClient:
     async def _deliver(self, what: str, build: Any, fields: dict[str, Any], priority: int, confirm: bool) -> int | None:
         session = await self._greeted()
         if not confirm:
-            await session.tell(build(**fields), priority)
+            await session.tell(what, build(**fields), priority)
             return None
         answer = await session.request(what, lambda ref: build(**fields, ref=ref), priority=priority)
         return getattr(answer, "delivered", None)

@@ -5,8 +5,9 @@
                   run: dial, live, lose, back off, dial ...
 
 Rules:
-- users only enqueue: cancelling a `send` either leaves nothing behind or a whole frame. The writer alone touches the
-  socket, and a cancelled writer means a connection that is closed;
+- users only enqueue: cancelling a `send` either leaves nothing behind or a whole frame. The writer sends, and a
+  cancelled writer means a connection that is closed. Only a user who begins to wait for an answer does not wait for
+  the writer's turn: what is queued goes to the kernel at once, as far as it takes it (`push`);
 - what a lost connection had taken from the queue is gone as far as anybody knows; what is still queued goes over the
   next one;
 - what a connection has to say first (handshake, hello, subscriptions) goes ahead of the queue;
@@ -22,7 +23,7 @@ import ssl
 import time
 import uuid
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -50,6 +51,8 @@ BATCH = 128 * 1024
 kernel holds (trio keeps that small, TCP_NOTSENT_LOWAT)."""
 AT_ONCE = 16 * 1024
 """Bytes that a task may queue before others have their turn."""
+_TLS_ALERT = b"\x15\x03"
+"""How a TLS server begins its answer to what is no TLS (RFC 8446 section 5.1)."""
 LAST_WORDS = 1.0
 """Seconds that a broken connection is still read from."""
 
@@ -100,6 +103,7 @@ class Connection:
         self.queue = SendQueue(options.queue_bytes, rate=options.rate, burst=options.burst, now=trio.current_time())
         self._signer = load_signer(options.signer)
         self._account = account
+        account.before_wait = self.push
         self._limits = FrameLimits(options.max_frame)
         self._backoff = Backoff(options.again)
         self._watchers: list[States] = []
@@ -121,6 +125,8 @@ class Connection:
         self._senders = trio.lowlevel.ParkingLot()
         self._pressed = False
         self._finishing = False
+        self._understood = False
+        """Whether a peer has ever spoken what the face speaks."""
         self._started: Callable[[], None] | None = None
 
     # --- for users ----------------------------------------------------------------------------------------------------
@@ -189,6 +195,15 @@ class Connection:
         self._pong = self.frame(payload)
         self._wake.set()
 
+    def push(self) -> None:
+        """Send now what the writer would send next, unless it is at it."""
+        link = self._link
+        if link is None or self._writing or self._finishing or link.unsent or not self._wake.is_set():
+            return
+        if data := self._next():
+            link.send_nowait(data)
+            self.counters.bytes_out += len(data)
+
     def changed(self) -> None:
         """The face has become ready, or has other timers now."""
         self._wake.set()
@@ -203,12 +218,14 @@ class Connection:
     def check_open(self) -> None:
         """Raise what ended the client, if something did."""
         if self.over:
-            raise self.error or DaemonUnreachable(f"cannot send to {self.address}: this client is closed")
+            why = f": {self.state.reason}" if self.state.reason else ""
+            raise self.error or DaemonUnreachable(f"cannot send to {self.address}: this client is closed{why}")
 
     async def flush(self) -> None:
         """Until everything queued was handed to the kernel, or the client has ended."""
+        self.push()
         await trio.lowlevel.checkpoint()
-        while not self.over and (len(self.queue) or self._writing or self._first):
+        while not self.over and (len(self.queue) or self._writing or self._first or self._unsent):
             if self._idle.is_set():
                 self._idle = trio.Event()
             await self._idle.wait()
@@ -228,6 +245,11 @@ class Connection:
         self._wake.set()
         self._account.let_go()
         await self._ended.wait()
+
+    @property
+    def _unsent(self) -> bool:
+        """Whether the kernel has not yet taken all that was pushed."""
+        return self._link is not None and self._link.unsent
 
     def states(self) -> States:
         """Changes from now on, the present state first."""
@@ -354,11 +376,34 @@ class Connection:
             link.close()
         if trio.current_time() - link.opened >= self._backoff.policy.steady:
             self._backoff.steady()
-        return self._cause(ended)
+        return self._cause(link, ended)
 
-    def _cause(self, ended: Loss | None) -> Loss:
+    def _cause(self, link: Link, ended: Loss | None) -> Loss:
         """Of all that went wrong, what came first: what we were told or decided, what reading met, what writing met."""
-        return self._loss or ended or self._write_failed or Loss("the connection broke")
+        if self.face.ready:
+            self._understood = True
+        elif not self._understood and self._loss is not None and self.counters.undecodable:
+            return self._speaks_otherwise(self._loss)
+        if self._loss is not None:
+            return self._loss
+        loss = ended or self._write_failed or Loss("the connection broke")
+        young = trio.current_time() - link.opened < self._backoff.policy.steady
+        if young and not self.counters.bytes_in:
+            return replace(loss, reason=f"{loss.reason} before it said anything; {self._wanted(link)}")
+        return loss
+
+    def _speaks_otherwise(self, loss: Loss) -> Loss:
+        """The first that a peer says is no answer to a hello: it would say the same on every connection."""
+        error = DaemonUnreachable(
+            f"cannot use operations with {self.address}: the peer does not speak them, or in another codec "
+            f"({loss.reason}); is its mode operations?"
+        )
+        return Loss(loss.reason, ends=True, error=error)
+
+    def _wanted(self, link: Link) -> str:
+        """What a peer may miss that hangs up without a word."""
+        shake = "another handshake" if self.options.greets else "a handshake"
+        return f"does it want {shake if link.tls else f'TLS, or {shake}'}?"
 
     async def _read(self, link: Link) -> Loss:
         decoder: Framing = (NoFraming if self.options.framing == "none" else FrameDecoder)(self._limits)
@@ -380,7 +425,8 @@ class Connection:
                     self.counters.messages_in += len(payloads)
                     self.face.received(payloads)
                 if decoder.error is not None:
-                    return Loss(str(decoder.error))
+                    alert = not link.tls and data.startswith(_TLS_ALERT)
+                    return Loss(f"{decoder.error}{'; does it want TLS?' if alert else ''}")
         except (trio.BrokenResourceError, ssl.SSLError) as error:
             return Loss(_why(error))
         except NetdError as error:
@@ -409,8 +455,11 @@ class Connection:
                     await link.say_goodbye()
                     return
                 delay = self.queue.wait(trio.current_time()) if self.face.ready else None
-                with trio.move_on_after(math.inf if delay is None else delay):
+                if delay is None:
                     await self._wake.wait()
+                else:
+                    with trio.move_on_after(delay):
+                        await self._wake.wait()
                 if self._wake.is_set():
                     self._wake = trio.Event()
                     link.wake = self._wake.set

@@ -5,7 +5,8 @@ Rules:
   next read from the socket. What a single read brings may be beyond the bound, and nothing more;
 - while somebody awaits an answer, reading goes on to EXTRA times the bound: whoever publishes inside a loop over a
   subscription must not wait for an answer that lies behind the very messages it has not read yet;
-- taking is cancellable and loses nothing.
+- taking is cancellable and loses nothing;
+- whoever begins to wait has what is queued sent first (`before_wait`): it may be what the awaited answers.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import trio
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from netd.errors import NetdError
 
 T = TypeVar("T")
@@ -33,6 +36,7 @@ class Account:
         self.bytes = 0
         self.awaited = 0
         """Answers that somebody waits for."""
+        self.before_wait: Callable[[], None] = _nothing
         self._room = trio.Event()
 
     @property
@@ -128,7 +132,10 @@ class Inbox(Generic[T]):
         return taken
 
     async def _ready(self) -> None:
-        await trio.lowlevel.checkpoint()
+        if self._items or self._ended:
+            await trio.lowlevel.checkpoint()
+        else:
+            self._account.before_wait()
         while not self._items:
             self._check_end()
             if self._arrived.is_set():  # several may wait, all for the same event
@@ -150,3 +157,7 @@ class Inbox(Generic[T]):
 
     def _forget(self, size: int) -> None:
         self._account.subtract(1, size)
+
+
+def _nothing() -> None:
+    pass

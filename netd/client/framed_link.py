@@ -7,6 +7,8 @@
 Rules:
 - TLS is a layer without I/O of its own, so that a half-closed connection, and a goodbye that nobody waits for, are the
   same with and without it. Only the sending task asks it for ciphertext, or records could leave in the wrong order;
+- one sends at a time: `send_nowait` is for when no `send` is under way, and what the kernel does not take of it goes
+  first with the next `send`;
 - a name is looked up for every connection anew, and its addresses are tried as RFC 8305 says; bound to an interface or
   a port, one after the other.
 
@@ -46,6 +48,10 @@ class Link:
         self._layer = layer
         self._received = received
         self._parted = False
+        self._rest = b""
+        """What `send_nowait` left over, as it goes over the wire."""
+        self._broken: OSError | None = None
+        """What `send_nowait` met. The kernel tells it once."""
         self.opened = self.heard = trio.current_time()
         """When it was made, and when something last arrived."""
         self.wake: Callable[[], None] = _nothing
@@ -66,17 +72,40 @@ class Link:
 
     @property
     def unsent(self) -> bool:
-        """Whether the TLS layer has something to say on its own account."""
-        return self._layer is not None and self._layer.pending > 0
+        """Whether `send` has something to do without being given anything: what `send_nowait` left to it, or what the
+        TLS layer has to say on its own account.
+        """
+        return bool(self._rest or self._broken) or (self._layer is not None and self._layer.pending > 0)
 
     async def send(self, data: bytes) -> None:
         """All of it, or trio.BrokenResourceError. Cancelled, the connection cannot be used any more."""
+        if isinstance(self._broken, ssl.SSLError):
+            raise self._broken
+        if self._broken is not None:
+            raise trio.BrokenResourceError("cannot send: the connection broke") from self._broken
+        data = self._outgoing(data)
+        if data:
+            await self._stream.send_all(data)
+
+    def send_nowait(self, data: bytes) -> None:
+        """What of it the kernel takes now; the rest, and what went wrong, are left to the next `send`."""
+        try:
+            self._rest = self._outgoing(data)
+            if self._rest:
+                self._rest = self._rest[os.write(self._stream.socket.fileno(), self._rest) :]
+        except BlockingIOError:
+            return
+        except OSError as error:  # ssl.SSLError is one
+            self._broken = error
+
+    def _outgoing(self, data: bytes) -> bytes:
+        """What goes over the wire now."""
+        rest, self._rest = self._rest, b""
         if self._layer is not None:
             if data:
                 self._layer.encrypt([data])
             data = self._layer.outgoing()
-        if data:
-            await self._stream.send_all(data)
+        return rest + data if rest else data
 
     async def receive(self) -> bytes:
         """What has arrived, at least a byte; b"" when the peer said that no more comes.

@@ -69,6 +69,7 @@ _STATUS = {
     "unsupported": 501,
     "too-many": 503,
 }
+_UNREADABLE = "cannot read the request: "
 RECENT = 1024
 """Events kept for a user who has not begun to read them."""
 _SILENT_BEATS = 3.0
@@ -277,12 +278,14 @@ class Session:
     ) -> Any:
         """Send it and return the answer. RequestFailed if that is an error, DaemonUnreachable if none comes."""
         ref, timeout = next(self._refs), self._options.answer_timeout
-        pending = _Pending(what, messages.encode(build(ref), self.format), priority, repeatable)
+        pending = _Pending(what, self._payload(what, build(ref)), priority, repeatable)
         self._pending[ref] = pending
         self._await(+1)
         try:
             with trio.move_on_after(timeout):
                 await self.connection.send(pending.payload, priority, pending)
+                if len(self._pending) == 1:  # of many at once, the writer makes one system call
+                    self.connection.push()
                 await pending.arrived.wait()
         finally:
             self._await(-1)
@@ -299,9 +302,18 @@ class Session:
             case answer:
                 return answer
 
-    async def tell(self, request: messages.Request, priority: int) -> None:
+    async def tell(self, what: str, request: messages.Request, priority: int) -> None:
         """Send it without asking for an answer."""
-        await self.connection.send(messages.encode(request, self.format), priority)
+        await self.connection.send(self._payload(what, request), priority)
+
+    def _payload(self, what: str, request: messages.Request) -> bytes:
+        """The request as it goes out. ProtocolError for what the daemon could not read."""
+        payload = messages.encode(request, self.format)
+        try:
+            messages.decode_request(payload, self.format)
+        except ProtocolError as error:
+            raise ProtocolError(f"cannot {what}: {str(error).removeprefix(_UNREADABLE)}", origin="local") from None
+        return payload
 
     async def subscribe(self, channel: bytes, recover: Position | None, presence: bool) -> Subscription:
         if channel in self.subscriptions:
@@ -309,7 +321,9 @@ class Session:
                 f"cannot subscribe to {readable(channel)!r} twice: this client is subscribed", origin="local"
             )
         place = Place(recover.epoch, recover.offset) if recover is not None else Place()
-        subscription = self.subscriptions[channel] = Subscription(self, channel, place, presence)
+        subscription = Subscription(self, channel, place, presence)
+        self._payload(f"subscribe to {readable(channel)!r}", subscription.request(0))
+        self.subscriptions[channel] = subscription
         timeout = self._options.answer_timeout
         self._await(+1)
         try:
@@ -391,7 +405,8 @@ class Session:
     def received(self, payloads: list[bytes]) -> None:
         for payload in payloads:
             try:
-                event = messages.decode_event(payload, self.format)
+                # a daemon that refuses us before it has heard us says so in JSON
+                event = messages.decode_event(payload, messages.sniff(payload))
             except ProtocolError as error:
                 self.connection.counters.undecodable += 1
                 self.connection.drop(Loss(str(error)))
@@ -441,8 +456,18 @@ class Session:
         elif isinstance(event, messages.Error):
             if ref is not None and ref == self._hello_ref:
                 self._unwelcome(event)
+            elif event.channel is not UNSET or event.channel64 is not UNSET:
+                self._lose(messages.channel_of(event), event, size)
             else:
                 self.events.put(event, size)
+
+    def _lose(self, channel: bytes, error: messages.Error, size: int) -> None:
+        """The daemon took a subscription away: what was heard can still be read, then the reader learns why."""
+        subscription = self.subscriptions.pop(channel, None)
+        if subscription is None:
+            self.events.put(error, size)
+        else:
+            subscription.end(_failed(error))
 
     def _welcomed(self, welcome: messages.Welcome) -> None:
         if self._resuming and self.welcome is not None and welcome.session == self.welcome.session:

@@ -13,7 +13,8 @@ Rules:
   cancelled over there, what had arrived already is there for the next call, and the `with` closes the client;
 - methods may be called from several threads;
 - a batch of messages crosses between the threads at once, so that a loop over them costs little a message;
-- `on_state` is called in that thread;
+- `on_state` is called in that thread. It must not call the client, whose answer would wait for `on_state` to return:
+  that is a ProtocolError. `state` and `session_id` may be read there;
 - the thread ends with the `with`. A script that dies without leaving it is not held up: the thread is a daemon thread.
 
 Left out: everything else; the methods are FramedClient's, and so are their errors.
@@ -297,6 +298,7 @@ class _Loop:
     def stop(self, *, at_once: bool) -> None:
         """End client and thread; unless at once, after what is queued was sent."""
         assert self._thread is not None
+        self._check_thread("leave")
         self._soon(self._scope.cancel if at_once else self._stop.set)
         try:
             self._thread.join()
@@ -309,6 +311,7 @@ class _Loop:
 
     def call(self, function: Callable[[], Awaitable[T]]) -> T:
         """Run it over there, and wait for it. Interrupted, cancel it and wait until it has ended."""
+        self._check_thread("call")
         future: Future[outcome.Outcome[T]] = Future()
         scope = trio.CancelScope()
         with self._lock:
@@ -324,6 +327,15 @@ class _Loop:
                 wait([future], _UNWIND)
             with self._lock:
                 self._waiting.discard(future)
+
+    def _check_thread(self, what: str) -> None:
+        """The loop cannot wait for itself: it would stand still for ever, and everybody with it."""
+        if threading.current_thread() is self._thread:
+            raise ProtocolError(
+                f"cannot {what} this client from within on_state or its codec: note what happened there, and do it "
+                "from a thread of your own",
+                origin="local",
+            )
 
     # --- in the thread ------------------------------------------------------------------------------------------------
 

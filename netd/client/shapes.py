@@ -191,6 +191,13 @@ class ChannelView(ChannelRow):
     presence: list[Member]
 
 
+class Published(TypedDict):
+    """How many sessions it has reached so far. `remark`: what the sender may not expect."""
+
+    delivered: int
+    remark: NotRequired[str | None]
+
+
 class ChannelHistory(TypedDict):
     """`messages` have from, data or data64 (base64), offset, epoch, time."""
 

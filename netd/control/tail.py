@@ -86,9 +86,9 @@ class Tail:
         if len(self._all) >= MAX_TAILS:
             raise TooBusy(f"cannot follow the channel: {MAX_TAILS} readers do already; try again later")
         self._all.add(self)
-        hub.open(self._session)
         told = 0
         try:
+            hub.open(self._session)
             hub.subscribe(self._session, self._channel, recover=self._since, checked=False, answer=self._subscribed)
             while True:
                 while outbox.size or outbox.dropped > told:

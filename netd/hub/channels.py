@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from netd.budget import Bucket
+
 if TYPE_CHECKING:
     from netd.hub.history import Publication
     from netd.hub.permissions import Realm
@@ -35,7 +37,7 @@ class ChannelInfo:
 class Channel:
     """A channel that someone hears."""
 
-    __slots__ = ("name", "realm", "shared", "subscribers", "waiting")
+    __slots__ = ("_news", "name", "realm", "shared", "subscribers", "waiting")
 
     def __init__(self, name: bytes, realm: Realm) -> None:
         self.name = name
@@ -43,6 +45,7 @@ class Channel:
         self.subscribers: dict[Session, None] = {}
         self.shared: dict[Session, None] | None = None
         self.waiting: dict[Session, list[Publication]] | None = None
+        self._news: Bucket | None = None
 
     @property
     def idle(self) -> bool:
@@ -71,6 +74,16 @@ class Channel:
         if not self.waiting:
             self.waiting = None
         return held
+
+    def tells(self, now: float) -> bool:
+        """Whether one more coming or going is told: `join_leave_rate` of them a second, a second's worth at once."""
+        rate = self.realm.rules.join_leave_rate
+        burst = max(rate, 1.0)
+        if self._news is None:
+            self._news = Bucket(burst, now)
+        self._news.stamp = min(self._news.stamp, now)  # the wall clock may be set back
+        self._news.refill(now, rate, burst)
+        return not self._news.draw(rate)
 
     def add(self, session: Session) -> None:
         self._own()

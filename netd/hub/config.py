@@ -5,21 +5,22 @@ Rules:
 - what is not allowed here is not possible for a client: without namespaces there are no channels for clients, and an
   operation of no channel (direct, broadcast, clients) takes a token unless it says otherwise;
 - the namespace of a channel is what stands before the first ":" of its name; "" is that of names without one;
-- a token's secret stands here or in a file of its own; files are read by whoever builds the hub (tokens.py).
+- a token's secret stands here or in a file of its own; files are read by whoever builds the hub (tokens.py);
+- A NAME AND TAGS BELONG TO NOBODY. What a client says of itself in its hello, or in a handshake that is not signed, is
+  a claim that nobody checks: two sessions may have one name, and what is sent to "name:x" or "tag:k=v" reaches all who
+  claim it. On a session that shows a token or a signed handshake, the tags of these can be relied on: they win over
+  its own claims. Others may still claim the same tags. Who must reach one session alone sends to its id.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 
 from netd.section import Section, live
 from netd.wire.messages import MAX_CHANNEL, MAX_NAME, MAX_TAGS
-
-if TYPE_CHECKING:
-    from netd.hub.outbox import OutboxRules
 
 MIN_SECRET = 16
 """Characters. A shorter one could be guessed through the daemon itself."""
@@ -42,6 +43,15 @@ Patterns = Annotated[list[Pattern], Field(max_length=256)]
 Short = Annotated[str, Field(max_length=MAX_NAME)]
 
 
+def _tag_key(key: str) -> str:
+    if "=" in key:
+        raise ValueError(f'cannot use the tag {key!r}: there may be no "=" in its key')
+    return key
+
+
+TagKey = Annotated[Short, AfterValidator(_tag_key)]
+
+
 class Namespace(Section):
     """One `[[hub.namespace]]` entry: the rules of every channel whose name begins with `name` and ":"."""
 
@@ -52,15 +62,24 @@ class Namespace(Section):
     publish: Who = live("token")
     """Who may speak in them."""
     presence: Who = live("token")
-    """Who may ask who is there."""
+    """Who may ask who is there, and is told who comes and goes (join_leave)."""
     history: Who = live("token")
     """Who may ask what was said."""
+    recover: Who | None = live(None)
+    """Who is sent what it missed when it subscribes again; unset: as `history`. token: one whose `history` has the
+    channel. Others may subscribe, and are told that they may have missed something."""
     history_size: int = live(0, ge=0, le=100_000)
-    """Messages kept of each channel, for history and recovery; 0: none, and its messages have no offsets."""
+    """Messages kept of each channel, for history and recovery; 0: none, and its messages have no offsets. With offsets
+    messages come in the order of these, whatever their priority: priorities order direct messages, broadcasts, and the
+    messages of channels without history."""
     history_seconds: float = live(0.0, ge=0, le=31_536_000)
     """Messages kept are forgotten at this age; 0: at no age."""
     join_leave: bool = live(False)
-    """Tell a channel's subscribers who comes and goes."""
+    """Tell a channel's subscribers who comes and goes: those that may ask who is there (`presence`, where
+    `track_presence` is true). It is a hint, which a subscriber with much waiting is not given; to know, ask."""
+    join_leave_rate: float = live(10.0, gt=0, le=1_000_000)
+    """Comings and goings told a second in each channel, and a second's worth at once. What is more is not told, or one
+    client that comes and goes could keep all the others busy."""
     track_presence: bool = live(True)
     """Answer who is there at all."""
     max_message: int = live(65_536, ge=1, le=16_777_216)
@@ -100,15 +119,15 @@ class Token(Section):
     presence: Patterns = live(default_factory=list)
     """Channels of which it may ask who is there."""
     history: Patterns = live(default_factory=list)
-    """Channels of which it may ask what was said."""
+    """Channels of which it may ask what was said, and be sent what it missed."""
     direct: bool = live(False)
     """It may send to other sessions."""
     broadcast: bool = live(False)
     """It may send to all sessions."""
     clients: bool = live(False)
     """It may ask which sessions there are."""
-    tags: dict[Short, Short] = live(default_factory=dict, max_length=MAX_TAGS)
-    """Tags that its sessions have, whatever they say themselves."""
+    tags: dict[TagKey, Short] = live(default_factory=dict, max_length=MAX_TAGS)
+    """Tags that its sessions have, whatever they say themselves, for as long as they have the token."""
 
     @model_validator(mode="after")
     def _one_secret(self) -> Self:
@@ -117,21 +136,6 @@ class Token(Section):
         if self.secret is not None and len(self.secret.get_secret_value()) < MIN_SECRET:
             raise ValueError(f"cannot use the token {self.name!r}: its secret is shorter than {MIN_SECRET} characters")
         return self
-
-
-class OutboxConfig(Section):
-    """What waits for one client, unless its listener says otherwise."""
-
-    bound: int = live(5 * 2**20, ge=65_536, le=2**30)
-    """Bytes that may wait."""
-    policy: Literal["drop-ephemeral", "drop-oldest", "disconnect"] = live("disconnect")
-    """What happens past that. drop-ephemeral: ephemeral messages are dropped first, and if that is not enough the
-    client is disconnected; drop-oldest: the oldest are dropped; disconnect: the client is, with code 4008."""
-
-    def apply(self, rules: OutboxRules) -> None:
-        """Have `rules`, and so every outbox under them, follow this from the next message on."""
-        rules.bound = self.bound
-        rules.policy = self.policy
 
 
 class HubConfig(Section):
@@ -154,15 +158,14 @@ class HubConfig(Section):
 
     # what one session may cost
     messages_per_second: float = live(0.0, ge=0, le=10_000_000)
-    """Operations a second; 0: no limit. What is more is refused, and the connection stays."""
+    """Operations a second, also those that cannot be read; 0: no limit. What is more is refused, and the connection
+    stays."""
     burst: int = live(0, ge=0, le=10_000_000)
     """Operations that may come at once; 0: a second's worth."""
     bytes_per_second: float = live(0.0, ge=0, le=10_000_000_000)
     """Bytes a second of its operations (one second's worth at once); 0: no limit. What is more is refused."""
     max_subscriptions: int = live(1000, ge=1, le=1_000_000)
     """Channels that one session may hear."""
-    outbox: OutboxConfig = live(default_factory=OutboxConfig)
-    """What waits for one client."""
 
     # what all of them may cost
     max_sessions: int = live(100_000, ge=1, le=10_000_000)
@@ -171,7 +174,7 @@ class HubConfig(Section):
     """Channels with subscribers, and as many with history. Further subscriptions are refused; history makes room by
     forgetting the channel that was quiet longest."""
     max_listed: int = live(1000, ge=1, le=100_000)
-    """Sessions or messages in one answer (list, presence, history)."""
+    """Sessions or messages in one answer (list, presence, history). Of a history about 1 MiB is answered at once."""
     history_bytes: int = live(64 * 2**20, ge=0, le=2**40)
     """What the history of all channels may take; past that the channels with the largest lose their oldest messages."""
     resume_seconds: float = live(60.0, ge=0, le=86_400)

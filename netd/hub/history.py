@@ -86,10 +86,20 @@ class Publication(Struct):
         data = self.data
         return structs.replace(self, data=msgspec.msgpack.decode(data)) if isinstance(data, Packed) else self
 
+    @property
+    def least(self) -> int:
+        """Bytes that it takes on the wire, at least; for one that is kept."""
+        data = self.data
+        # a float has nine bytes as it is kept, and may have three digits in JSON
+        return len(data) // 3 if isinstance(data, Packed) else len(data) if isinstance(data, str | bytes) else 0
+
     def event(self) -> Message:
         """What its subscribers are sent."""
         # every keyword by itself: merging channel_fields and data_fields takes as long as all the rest
-        data, binary = (UNSET, self.data) if isinstance(self.data, bytes) else (self.data, UNSET)
+        data: Any = self.data
+        binary: bytes | UnsetType = UNSET
+        if isinstance(data, bytes):
+            data, binary = (msgspec.msgpack.decode(data), UNSET) if isinstance(data, Packed) else (UNSET, data)
         channel: str | UnsetType
         channel64: bytes | UnsetType
         try:
@@ -109,7 +119,10 @@ class Publication(Struct):
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A part of a channel's history. `epoch` and `offset` are the channel's own, now."""
+    """A part of a channel's history. `epoch` and `offset` are the channel's own, now.
+
+    `messages` may be as they are kept (see `Publication.taken`): all of them unpacked at once could take a lot.
+    """
 
     epoch: str
     offset: int
@@ -121,7 +134,7 @@ class Page:
 class ChannelHistory:
     """One channel's messages."""
 
-    __slots__ = ("due", "entries", "epoch", "name", "offset", "size")
+    __slots__ = ("due", "entries", "epoch", "name", "offset", "quiet", "size")
 
     def __init__(self, name: bytes, epoch: str | None = None, offset: int = 0) -> None:
         self.name = name
@@ -132,6 +145,8 @@ class ChannelHistory:
         self.size = 0
         self.due: float | None = None
         """When it has to be looked at, if it has to be."""
+        self.quiet: float | None = None
+        """Since when it has neither messages nor subscribers; None: it has, or nobody has looked yet."""
 
     def keep(self, publication: Publication) -> None:
         """Put a message behind the others, already `kept`; `size` is the caller's."""
@@ -175,6 +190,10 @@ class Histories:
         """The history of a channel, None where there is none."""
         return self._channels.get(name)
 
+    def names(self) -> Iterable[bytes]:
+        """The channels that have one."""
+        return self._channels.keys()
+
     def all(self) -> Iterable[ChannelHistory]:
         """Every history there is."""
         return self._channels.values()
@@ -206,7 +225,7 @@ class Histories:
             return None
         history = self._channel(name, now)
         if not self._in_use(name) and not history.entries:
-            self._schedule(history, now + self.grace)
+            self._await_end(history, now)
         return Position(history.epoch, history.offset)
 
     def page(self, name: bytes, since: Position | None, limit: int, now: float) -> Page | None:
@@ -220,18 +239,19 @@ class Histories:
         self._expire(history, self._rules(name), now)
         if since is None:
             found = history.after(max(0, history.offset - limit)) if limit else []
-            return Page(history.epoch, history.offset, _taken(found), len(found) == history.offset)
+            return Page(history.epoch, history.offset, found, len(found) == history.offset)
         known = since.epoch == history.epoch and since.offset <= history.offset
         start = since.offset if known else 0
         found = history.after(start)
         complete = known and len(found) == history.offset - start and len(found) <= limit
-        return Page(history.epoch, history.offset, _taken(found[:limit]), complete)
+        return Page(history.epoch, history.offset, found[:limit], complete)
 
     def left(self, name: bytes, now: float) -> None:
         """The last subscriber of a channel has gone."""
         history = self._channels.get(name)
         if history is not None and not history.entries:
-            self._schedule(history, now + self.grace)
+            history.quiet = now  # whatever it was before someone came
+            self._await_end(history, now)
 
     def sweep(self, now: float) -> None:
         """Forget what is too old, and channels that are remembered for nothing. Costs nothing for any other."""
@@ -242,16 +262,15 @@ class Histories:
                 continue  # it was forgotten meanwhile
             history.due = None
             rules = self._rules(name)
-            had = bool(history.entries)
             self._expire(history, rules, now)
             if history.entries:
                 if rules.history_seconds:
                     self._schedule(history, history.entries[0].time + rules.history_seconds)
             elif not self._in_use(name):
-                if had and self.grace:
-                    self._schedule(history, now + self.grace)
-                else:
+                if history.quiet is not None and history.quiet + self.grace <= now:
                     self._forget(history)
+                else:
+                    self._await_end(history, now)
 
     def configure(self, *, limit: int, max_channels: int, grace: float, now: float) -> None:
         """New bounds, and maybe new namespaces: what they do not allow is gone at once."""
@@ -270,7 +289,7 @@ class Histories:
                 if rules.history_seconds:
                     self._schedule(history, history.entries[0].time + rules.history_seconds)
             elif not self._in_use(history.name):
-                self._schedule(history, now + self.grace)
+                self._await_end(history, now)
         self._shrink(now)
         while len(self._channels) > self.max_channels:
             self._make_place()
@@ -314,6 +333,7 @@ class Histories:
             self.messages -= 1
         if not history.entries:
             history.entries = None
+            history.quiet = None
 
     def _expire(self, history: ChannelHistory, rules: Namespace, now: float) -> None:
         if rules.history_seconds:
@@ -328,7 +348,7 @@ class Histories:
             self._drop(history)
             self.evicted += 1
             if not history.entries and not self._in_use(history.name):
-                self._schedule(history, now + self.grace)
+                self._await_end(history, now)
 
     def _resize(self, history: ChannelHistory, change: int) -> None:
         before = history.size.bit_length()
@@ -339,6 +359,12 @@ class Histories:
             del self._by_size[before][history.name]
             self._by_size[after][history.name] = history
 
+    def _await_end(self, history: ChannelHistory, now: float) -> None:
+        """It is quiet: remember it until `grace` has gone by since it became so."""
+        if history.quiet is None:
+            history.quiet = now
+        self._schedule(history, history.quiet + self.grace)
+
     def _schedule(self, history: ChannelHistory, due: float) -> None:
         """Have `sweep` look at a history; what has to be looked at earlier already is."""
         if history.due is not None:
@@ -348,7 +374,3 @@ class Histories:
         if len(self._dues) > 2 * len(self._channels) + 64:  # of channels that were forgotten before they were due
             self._dues = [(each.due, each.name) for each in self._channels.values() if each.due is not None]
             heapq.heapify(self._dues)
-
-
-def _taken(publications: list[Publication]) -> list[Publication]:
-    return [publication.taken() for publication in publications]

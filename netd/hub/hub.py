@@ -15,17 +15,19 @@ Left out: what each request of a client does (requests.py), and how a subscripti
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from netd.errors import NetdError, TooBusy
+from netd.errors import Denied, TooBusy
 from netd.hub import presence as seen
 from netd.hub import requests, saved, subscriptions
 from netd.hub.channels import Channel, ChannelInfo
 from netd.hub.history import Histories, Page, Publication, measure
 from netd.hub.info import HubInfo, gather
-from netd.hub.outbox import NORMAL_PRIORITY, OutboxRules
+from netd.hub.outbox import NORMAL_PRIORITY
 from netd.hub.permissions import Permissions, Refusal, shown, valid
 from netd.hub.seams import Echo, Letter, MemoryBackplane
 from netd.hub.session import Session, spread
@@ -41,15 +43,17 @@ from netd.wire.messages import (
     Ok,
     Position,
     Request,
+    channel_fields,
     data_fields,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from netd.errors import ProtocolError
     from netd.hub.config import HubConfig
     from netd.hub.seams import Application, Backplane
+    from netd.hub.tokens import Grant
 
 NO_SECRETS: Mapping[str, str] = MappingProxyType({})
 
@@ -57,7 +61,8 @@ NO_SECRETS: Mapping[str, str] = MappingProxyType({})
 class Hub:
     """One daemon's hub. `clock` gives seconds since the epoch; `server` and `version` are for the welcome.
 
-    `secrets` has the text of the files that `tokens.secret_files` names. Raises ConfigError for tokens that cannot be.
+    `secrets` has the text of the files that `tokens.secret_files` names; raises ConfigError for tokens that cannot be.
+    `tokens` are finished ones of this configuration, in their place.
     """
 
     def __init__(
@@ -70,17 +75,16 @@ class Hub:
         backplane: Backplane | None = None,
         application: Application | None = None,
         secrets: Mapping[str, str] = NO_SECRETS,
+        tokens: Tokens | None = None,
     ) -> None:
         self.config = config
         self.clock = clock
         self.server = server
         self.version = version
-        self.tokens = Tokens(config, secrets)
+        self.tokens = tokens or Tokens(config, secrets)
         self.permissions = Permissions(config)
         self.sessions: dict[str, Session] = {}
         self.stays = Stays(config.max_sessions)
-        self.outbox_rules = OutboxRules()
-        """For outboxes of transports that have no rules of their own; follows the configuration."""
         self.on_opened: list[Callable[[Session], None]] = []
         self.on_closed: list[Callable[[Session, int, str], None]] = []
         self.on_resumed: list[Callable[[Session, str], None]] = []
@@ -107,14 +111,17 @@ class Hub:
 
     # --- configuration -----------------------------------------------------------------------------------------------
 
-    def reconfigure(self, config: HubConfig, secrets: Mapping[str, str] = NO_SECRETS) -> None:
+    def reconfigure(
+        self, config: HubConfig, secrets: Mapping[str, str] = NO_SECRETS, *, tokens: Tokens | None = None
+    ) -> None:
         """Take a new configuration: from the next message on, nobody is disconnected.
 
-        Every session's token is resolved anew; one whose secret is gone is anonymous from now on. Subscriptions that a
-        client made and may not have any more end, and it is told with an Error without `ref`. Raises ConfigError for
-        tokens that cannot be, and then nothing has changed.
+        Every session's token is resolved anew and brings the tags that it has now; one whose secret is gone is
+        anonymous from now on and has lost its token's tags. Subscriptions that a client made and may not have any more
+        end, and it is told with an Error without `ref`. With the finished `tokens` of this configuration it cannot
+        fail; without, it raises ConfigError for tokens that cannot be, and then nothing has changed.
         """
-        tokens = Tokens(config, secrets)
+        tokens = Tokens(config, secrets) if tokens is None else tokens
         self.tokens = tokens
         self.permissions = Permissions(config, self.permissions)
         self.config = config
@@ -122,14 +129,12 @@ class Hub:
             channel.realm = self.permissions.realm(channel.name)
         for session in list(self.sessions.values()):
             if session.grants.digest:
-                session.grants = tokens.renew(session.grants)
+                self.tag(session, grants=tokens.renew(session.grants))
         self._configure()
-        for session in list(self.sessions.values()):
-            self._revoke(session)
+        self._revoke()
 
     def _configure(self) -> None:
         config = self.config
-        config.outbox.apply(self.outbox_rules)
         self.stays.limit = config.max_sessions
         self.histories.configure(
             limit=config.history_bytes,
@@ -138,15 +143,22 @@ class Hub:
             now=self.clock(),
         )
 
-    def _revoke(self, session: Session) -> None:
-        for channel in sorted(session.channels or ()):
-            if session.placed is not None and channel in session.placed:
-                continue
+    def _revoke(self) -> None:
+        """End the subscriptions that are allowed no more. Channels that anyone may hear are looked at once."""
+        closed = {
+            name for name, place in self.heard.items() if not self.permissions.open_to_all("subscribe", place.realm)
+        }
+        for session in list(self.sessions.values()) if closed else ():
+            for channel in sorted(closed.intersection(session.channels or ())):
+                self._revoke_one(session, channel)
+
+    def _revoke_one(self, session: Session, channel: bytes) -> None:
+        if session.placed is None or channel not in session.placed:
             try:
                 self.permissions.check(session, "subscribe", channel)
-            except NetdError as error:
+            except Denied as error:
                 self.unsubscribe(session, channel)
-                session.send(Error(code="denied", message=str(error)))
+                session.send(Error(code="denied", message=str(error), **channel_fields(channel)))
 
     # --- sessions ----------------------------------------------------------------------------------------------------
 
@@ -155,7 +167,7 @@ class Hub:
         limit = self.config.max_sessions
         if session.internal:
             self._internal += 1
-        elif len(self.sessions) - self._internal >= limit:
+        elif self.visible >= limit:
             raise TooBusy(f"cannot open a session: there are {limit} already (hub.max_sessions)")
         if not session.opened:
             session.opened = self.clock()
@@ -213,6 +225,11 @@ class Hub:
         """Every session but the daemon's own."""
         return [each for each in self.sessions.values() if not each.internal and not each.closing]
 
+    @property
+    def visible(self) -> int:
+        """How many sessions there are besides the daemon's own."""
+        return len(self.sessions) - self._internal
+
     def kick(self, target: str, code: int = CloseCode.KICKED, reason: str = "") -> int:
         """End the sessions of a target; they cannot be resumed. Returns how many there were."""
         return self._answered(lambda answer: self.backplane.kick(target, code, reason, answer))
@@ -239,12 +256,29 @@ class Hub:
 
     def unindex(self, session: Session) -> None:
         """Have `find` forget its name and tags."""
-        for target in _targets(session):
+        self._unindex(session, _targets(session))
+
+    def _unindex(self, session: Session, targets: Iterable[str]) -> None:
+        for target in targets:
             members = self._targets.get(target)
             if members is not None and session in members:
                 del members[session]
                 if not members:
                     del self._targets[target]
+
+    def tag(
+        self,
+        session: Session,
+        own: Mapping[str, str] | None = None,
+        fixed: Mapping[str, str] | None = None,
+        grants: Grant | None = None,
+    ) -> None:
+        """`Session.tag` for one that is open."""
+        before = _targets(session)
+        session.tag(own, fixed, grants)
+        if (after := _targets(session)) != before:
+            self._unindex(session, (target for target in before if target not in after))
+            self.index(session)
 
     def rename(self, session: Session, id: str) -> None:
         """Give a session that resumes another the other's id, which nobody has now."""
@@ -264,12 +298,10 @@ class Hub:
         """
         requests.handle(self, session, request, size)
 
-    def refuse(self, session: Session, error: ProtocolError, ref: int | str | None = None) -> None:
-        """Answer what could not be read."""
-        session.messages_in += 1
-        session.refused += 1
-        code = {CloseCode.TOO_LARGE: "too-large", CloseCode.UNSUPPORTED: "unsupported"}.get(error.close, "invalid")  # type: ignore[call-overload]
-        session.send(Error(code=code, message=str(error), ref=ref))
+    def refuse(self, session: Session, error: ProtocolError, ref: int | str | None = None, *, size: int = 0) -> None:
+        """Answer what could not be read. It costs what a request of `size` bytes does; past the limits that is told
+        once a second, and the rest is not answered."""
+        requests.refuse(self, session, error, ref, size)
 
     def allowed(self, session: Session, operation: str, channel: bytes | None) -> None:
         """Raise Denied, naming the rule that refuses, when the session may not do this.
@@ -351,7 +383,9 @@ class Hub:
             return 0
         if place.waiting is not None:
             place.hold(publication)
-        reached = self.hand_out(place, publication.event(), publication.priority, publication.ephemeral)
+        # what is numbered comes in the order of its numbers, or a client would take what comes late for a repetition
+        priority = publication.priority if publication.offset is None else NORMAL_PRIORITY
+        reached = self.hand_out(place, publication.event(), priority, publication.ephemeral)
         place.realm.delivered += reached
         self.delivered += reached
         publication.delivered += reached
@@ -402,13 +436,12 @@ class Hub:
         event: Event,
         priority: int = NORMAL_PRIORITY,
         ephemeral: bool = False,
-        but: Session | None = None,
     ) -> int:
-        """An event for every subscriber of a channel but one."""
+        """An event for every subscriber of a channel."""
         earlier, place.shared = place.shared, place.subscribers
         self._iterating += 1
         try:
-            return spread(place.subscribers, event, priority, ephemeral, but)
+            return spread(place.subscribers, event, priority, ephemeral)
         finally:
             place.shared = earlier
             self._iterating -= 1
@@ -424,10 +457,19 @@ class Hub:
 
     # --- questions ---------------------------------------------------------------------------------------------------
 
-    def channels(self) -> list[ChannelInfo]:
-        """Every channel that is heard or has a history, by name."""
-        names = {*self.heard, *(history.name for history in self.histories.all())}
-        return [self.channel(name) for name in sorted(names)]
+    def channels(self, prefix: bytes = b"", after: bytes | None = None, limit: int | None = None) -> list[ChannelInfo]:
+        """Channels that are heard or have a history, by name: those that begin with `prefix` and come after `after`,
+        and of these the first `limit`.
+
+        Every name is looked at, but only what is asked for is sorted and told of.
+        """
+        heard, histories = self.heard, self.histories.names()
+        names: Iterable[bytes] = [*heard, *(name for name in histories if name not in heard)]
+        if prefix:
+            names = (name for name in names if name.startswith(prefix))
+        if after is not None:
+            names = (name for name in names if name > after)
+        return [self.channel(name) for name in (sorted(names) if limit is None else heapq.nsmallest(limit, names))]
 
     def channel(self, name: bytes) -> ChannelInfo:
         """One channel, whether anyone hears it or not."""
@@ -449,7 +491,8 @@ class Hub:
         """A part of a channel's history; None where its namespace keeps none, or a backplane has not answered yet."""
         pages: list[Page | None] = []
         self.backplane.history(valid(channel), since, limit, pages.append)
-        return pages[0] if pages else None
+        page = pages[0] if pages else None
+        return page and replace(page, messages=[publication.taken() for publication in page.messages])
 
     def info(self) -> HubInfo:
         """Figures for metrics."""

@@ -6,7 +6,8 @@ Rules:
 - a chunk is one or more whole messages as they go on the wire; it is taken whole or dropped whole, so nothing is torn;
 - a lower priority number goes first, strictly: what is less urgent waits for as long as anything more urgent is there.
   Within one priority the order is that of `push`;
-- `size` never passes `rules.bound`. What would pass it meets the policy:
+- `size` never passes `rules.bound`, but for the last message (`finish`). What is larger than the bound by itself is
+  dropped, whatever the policy; what else would pass it meets the policy:
     disconnect      everything that waits is dropped, the owner is told (`overflow`) and may push its last words (a
                     Close) within that call; nothing is taken in after it
     drop-oldest     what waits is dropped, least urgent first and oldest first within a priority, but never for the sake
@@ -187,6 +188,16 @@ class Outbox:
         self._grow(size)
         return True
 
+    def offer(self, data: bytes) -> bool:
+        """Have `data` (one message that is ephemeral) wait if there is plenty of room.
+
+        Above `rules.high` it is dropped, whatever the policy: nobody is cut off over it, and nothing gives way to it.
+        """
+        if self.size + len(data) > self.rules.high:
+            self.dropped += self.rules.bound >= 0
+            return False
+        return self.push(data, ephemeral=True)
+
     def take(self, limit: int, now: float) -> list[bytes]:
         """Remove what may be sent now, most urgent first: at most `limit` bytes, but at least one chunk if any may.
 
@@ -215,9 +226,22 @@ class Outbox:
         short = self._shortage(len(lane[0]), now)
         return short / rate if short > _NEARLY else None
 
-    def finish(self) -> None:
-        """Take nothing in any more; what waits may still go out."""
+    def finish(self, last: bytes = b"") -> None:
+        """Take nothing in any more but this last message, past the bound; what waits may still go out, before it."""
+        if last and self.rules.bound >= 0:
+            if self._lanes is None:
+                self._lanes = {}
+            self._lanes.setdefault(255, deque()).append(last)
+            before, self.size = self.size, self.size + len(last)
+            if not before:
+                self.mark(self)
         self.rules = self.rules._finished()
+
+    def reconsider(self) -> None:
+        """The rules have changed: if by them no more than `high` waits, the owner is told now and not at `low`."""
+        if self.pressed and self.size <= self.rules.high:
+            self.pressed = False
+            self.owner.pressure(False)
 
     def clear(self) -> None:
         """The session is gone: drop what waits, uncounted, and take nothing in any more."""
@@ -248,6 +272,10 @@ class Outbox:
         if self.size + size <= rules.bound:
             return True
         if rules.bound < 0:
+            return False
+        if size > rules.bound:
+            # no reading would ever make room for it: that is not the client's doing
+            self.dropped += count
             return False
         if rules.policy == "drop-oldest":
             self._drop_oldest(size, priority)

@@ -3,6 +3,7 @@
 Rules:
 - a refusal names what was asked for and the configuration key that would have to say otherwise;
 - "token" is met by a token that permits this operation on this channel; "nobody" by no token at all;
+- `recover` is as `history` where nothing else is said, and a token's `history` permits it;
 - a channel without a namespace is closed to clients. The server side may use it, under a namespace's defaults.
 """
 
@@ -97,6 +98,21 @@ class Permissions:
             self._known[channel] = realm
         return realm
 
+    def permits(self, session: Session, operation: str, channel: bytes) -> bool:
+        """Whether the session may do this to a channel: subscribe, publish, presence, history or recover."""
+        realm = self.realm(channel)
+        who: Who | None = getattr(realm.rules, operation)
+        if operation == "recover":
+            operation = "history"
+            who = who or realm.rules.history
+        if who == "anyone":
+            return realm is not self._nowhere
+        return who == "token" and realm is not self._nowhere and session.grants.permits(operation, channel)
+
+    def open_to_all(self, operation: str, realm: Realm) -> bool:
+        """Whether anyone may do this to every channel of a namespace."""
+        return realm is not self._nowhere and getattr(realm.rules, operation) == "anyone"
+
     def check(self, session: Session, operation: str, channel: bytes | None) -> None:
         """Raise Denied when the session may not do this; `channel` is None for operations of no channel."""
         if channel is None:
@@ -104,13 +120,10 @@ class Permissions:
             if why is not None:
                 raise Denied(f"cannot {_VERBS[operation]}: {why}")
             return
+        if self.permits(session, operation, channel):
+            return
         realm = self.realm(channel)
         who: Who = getattr(realm.rules, operation)
-        if realm is not self._nowhere:
-            if who == "anyone":
-                return
-            if who == "token" and session.grants.permits(operation, channel):
-                return
         realm.refused += 1
         raise Denied(f"cannot {_VERBS[operation]} {shown(channel)}: {self._reason(session, operation, channel, who)}")
 

@@ -7,7 +7,10 @@ Rules:
 - a client's fault is an Error and never an exception; the connection stays;
 - a direct message that reaches nobody is a fault of that kind (not-found): the client should know;
 - limits are checked before anything is done: operations and bytes a second of the session, messages a second of a
-  namespace. Pong and Close are always free.
+  namespace. What could not be read costs the same. Pong costs its bytes alone, and Close nothing;
+- a request that is refused for its session's limits is answered each time, as its client waits for that; what could not
+  be read, and a pong, once a second at most;
+- an answer is bounded before it is encoded: a history has as many messages as fit, and lists that do not are refused.
 """
 
 from __future__ import annotations
@@ -54,12 +57,19 @@ from netd.wire.messages import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    from netd.hub.history import Page
+    from netd.errors import ProtocolError
+    from netd.hub.history import Page, Publication
     from netd.hub.hub import Hub
     from netd.hub.permissions import Realm
     from netd.hub.session import Session
+
+
+MAX_HISTORY = 2**20
+"""Bytes of messages, about, in the answer to one request for history; a single message may be longer."""
+_LEAST_CLIENT = 48
+"""Bytes of a session in a list, without its name and tags."""
 
 
 def handle(hub: Hub, session: Session, request: Request, size: int) -> None:
@@ -68,8 +78,11 @@ def handle(hub: Hub, session: Session, request: Request, size: int) -> None:
         return
     session.messages_in += 1
     kind = type(request)
+    if kind is Pong:
+        _pong(hub, session, size)
+        return
     try:
-        if kind is not Pong and kind is not Close:
+        if kind is not Close:
             _pace(hub, session, size)
         _OPERATIONS[kind](hub, session, request)
     except Denied as error:
@@ -78,6 +91,35 @@ def handle(hub: Hub, session: Session, request: Request, size: int) -> None:
         _refuse(session, request, "not-found", str(error))
     except Refusal as error:
         _refuse(session, request, error.code, str(error))
+
+
+def refuse(hub: Hub, session: Session, error: ProtocolError, ref: int | str | None, size: int) -> None:
+    """`Hub.refuse`."""
+    if session.closing:
+        return
+    session.messages_in += 1
+    session.refused += 1
+    try:
+        _pace(hub, session, size)
+    except Refusal as refusal:
+        _mention(hub, session, refusal, ref)
+        return
+    codes: dict[int | None, str] = {CloseCode.TOO_LARGE: "too-large", CloseCode.UNSUPPORTED: "unsupported"}
+    session.send(Error(code=codes.get(error.close, "invalid"), message=str(error), ref=ref))
+
+
+def _pong(hub: Hub, session: Session, size: int) -> None:
+    try:
+        _pace_bytes(hub, session, size)
+    except Refusal as refusal:
+        session.refused += 1
+        _mention(hub, session, refusal, None)
+
+
+def _mention(hub: Hub, session: Session, refusal: Refusal, ref: int | str | None) -> None:
+    """Tell a session that it is above its limits, if it was not told within this second."""
+    if not _short(hub, session, "told", 1.0, 1.0, 1.0):
+        session.send(Error(code=refusal.code, message=str(refusal), ref=ref))
 
 
 def _refuse(session: Session, request: Request, code: str, message: str) -> None:
@@ -91,10 +133,13 @@ def _pace(hub: Hub, session: Session, size: int) -> None:
         rate = config.messages_per_second
         if _short(hub, session, "", 1.0, rate, config.burst or rate):
             raise Refusal("rate", f"cannot do more than {rate:g} operations a second (hub.messages_per_second)")
-    if config.bytes_per_second and size:
-        rate = config.bytes_per_second
-        if _short(hub, session, "bytes", float(size), rate, rate):
-            raise Refusal("rate", f"cannot take more than {rate:g} bytes a second (hub.bytes_per_second)")
+    _pace_bytes(hub, session, size)
+
+
+def _pace_bytes(hub: Hub, session: Session, size: int) -> None:
+    rate = hub.config.bytes_per_second
+    if rate and size and _short(hub, session, "bytes", float(size), rate, rate):
+        raise Refusal("rate", f"cannot take more than {rate:g} bytes a second (hub.bytes_per_second)")
 
 
 def _pace_realm(hub: Hub, session: Session, realm: Realm) -> None:
@@ -126,12 +171,18 @@ def _answer(session: Session, event: Event) -> None:
     data = encoded(session.encoder, event)
     if data is None:
         return
-    room = session.outbox.rules.bound - session.outbox.size
-    if len(data) > room:
-        raise Refusal(
-            "too-large", f"cannot answer with {len(data)} bytes: there is room for {max(0, room)} (set a limit)"
-        )
+    if len(data) > _room(session):
+        raise _too_long(session, len(data))
     session.outbox.push(data)
+
+
+def _room(session: Session) -> int:
+    """Bytes that its outbox would still take in."""
+    return max(0, session.outbox.rules.bound - session.outbox.size)
+
+
+def _too_long(session: Session, least: int) -> Refusal:
+    return Refusal("too-large", f"cannot answer with {least} bytes or more: there is room for {_room(session)}")
 
 
 def _done(session: Session, request: Request, **more: Any) -> None:
@@ -149,18 +200,20 @@ def _hello(hub: Hub, session: Session, request: Hello) -> None:
     grants = session.grants if request.token is None else hub.tokens.resolve(request.token)
     if request.resume is not None and (session.resume is not None or session.channels):
         raise Refusal("invalid", "cannot resume a session once this one has begun: say so in the first request")
-    tags = {**session.tags, **(request.tags or {}), **grants.tags}
-    if len(tags) > messages.MAX_TAGS:
-        raise Refusal(
-            "invalid", f"cannot have {len(tags)} tags: {messages.MAX_TAGS} is the most, with those of the token"
-        )
+    for key in request.tags or ():
+        if "=" in key:  # or "a=b" with the value "c" and "a" with "b=c" were the same target
+            raise Refusal("invalid", f'cannot have the tag {key!r}: there may be no "=" in its key')
+    own = {**session.own_tags, **(request.tags or {})}
+    count = len({*own, *session.fixed_tags, *grants.tags})
+    if count > messages.MAX_TAGS:
+        what = "with those of the token and of the handshake"
+        raise Refusal("invalid", f"cannot have {count} tags: {messages.MAX_TAGS} is the most, {what}")
     hub.unindex(session)
     if request.resume is not None:
-        tags = _resume(hub, session, request.resume, tags)
-    session.grants = grants
+        own = _resume(hub, session, request.resume, own, {*session.fixed_tags, *grants.tags})
+    session.tag(MappingProxyType(own) if own else NO_TAGS, grants=grants)
     if request.name is not None:
         session.name = request.name
-    session.tags = MappingProxyType(tags) if tags else NO_TAGS
     hub.index(session)
     secret = new_secret(session) if hub.config.resume_seconds else None
     session.send(
@@ -175,18 +228,19 @@ def _hello(hub: Hub, session: Session, request: Hello) -> None:
     _done(session, request)
 
 
-def _resume(hub: Hub, session: Session, secret: str, tags: dict[str, str]) -> dict[str, str]:
-    """Give the session the id, name and tags of the one that the secret is for; nothing if it is for none."""
+def _resume(hub: Hub, session: Session, secret: str, own: dict[str, str], others: set[str]) -> dict[str, str]:
+    """Give the session the id and name of the one that the secret is for; nothing if it is for none. Returns its own
+    tags: with those of the other, unless that is too many besides the `others` (keys)."""
     other = hub.sessions.get(secret.partition(".")[0])
     if other is not None and other is not session and opens(secret, other.resume):
         hub.end(other, CloseCode.REPLACED, "resumed by another connection", resumable=True)
     stay = hub.stays.claim(secret, hub.clock())
     if stay is None:
-        return tags
+        return own
     hub.rename(session, stay.id)
     session.name = stay.name
-    both = {**stay.tags, **tags}
-    return both if len(both) <= messages.MAX_TAGS else tags
+    both = {**stay.tags, **own}
+    return both if len(both.keys() | others) <= messages.MAX_TAGS else own
 
 
 # --- channels --------------------------------------------------------------------------------------------------------
@@ -230,9 +284,8 @@ def _publish(hub: Hub, session: Session, request: Publish) -> None:
 def _list(hub: Hub, session: Session, request: ListClients) -> None:
     hub.allowed(session, "clients", None)
     if request.channel is UNSET and request.channel64 is UNSET:
-        sessions = hub.present()
-        _bounded(hub, len(sessions))
-        found = presence.clients(sessions)
+        _bounded(hub, hub.visible)
+        found = _clients(session, hub.present())
     else:
         found = _present(hub, session, valid(channel_of(request)))
     _answer(session, Clients(ref=request.ref, clients=found))
@@ -250,8 +303,21 @@ def _present(hub: Hub, session: Session, channel: bytes) -> list[messages.Client
     if not realm.rules.track_presence:
         why = f"namespace {realm.name!r} does not track it {realm.key('track_presence')}"
         raise Refusal("unsupported", f"cannot see who is in {shown(channel)}: {why}")
-    _bounded(hub, hub.channel(channel).subscribers)
-    return hub.presence(channel)
+    place = hub.heard.get(channel)
+    if place is None:
+        return []
+    _bounded(hub, len(place))
+    return _clients(session, place.subscribers)
+
+
+def _clients(session: Session, sessions: Iterable[Session]) -> list[messages.Client]:
+    """Sessions for an answer to this one; Refusal where it would have no room for them."""
+    least = 0
+    for each in sessions:
+        least += _LEAST_CLIENT + len(each.name or "") + sum(len(key) + len(value) for key, value in each.tags.items())
+    if least > _room(session):
+        raise _too_long(session, least)
+    return presence.clients(sessions)
 
 
 def _bounded(hub: Hub, count: int) -> None:
@@ -270,13 +336,36 @@ def _history(hub: Hub, session: Session, request: AskHistory) -> None:
             realm = hub.permissions.realm(channel)
             why = f"namespace {realm.name!r} keeps none {realm.key('history_size')}"
             raise Refusal("unsupported", f"cannot read the history of {shown(channel)}: {why}")
-        found = [publication.event() for publication in page.messages]
-        answer = History(
-            ref=request.ref, epoch=page.epoch, offset=page.offset, messages=found, **channel_fields(channel)
-        )
-        _answer(session, answer)
+        found = _fitting(session, page.messages, newest=request.since is None)
+        about = {"ref": request.ref, "epoch": page.epoch, "offset": page.offset, **channel_fields(channel)}
+        while True:
+            events = [publication.event() for publication in found]
+            try:
+                _answer(session, History(messages=events, **about))
+            except Refusal:
+                if len(found) < 2:
+                    raise
+            else:
+                return
+            # text of nothing but control characters is six times as long in JSON, so it is rare to come here
+            half = len(found) // 2
+            found = found[-half:] if request.since is None else found[:half]
 
     hub.backplane.history(channel, request.since, limit, arrived)
+
+
+def _fitting(session: Session, publications: list[Publication], *, newest: bool) -> list[Publication]:
+    """As many of these as an answer has room for: the newest, or the oldest. At least one, if there is any."""
+    room = min(_room(session), MAX_HISTORY)
+    count = 0
+    for publication in reversed(publications) if newest else publications:
+        room -= publication.weight
+        if count and room < 0:
+            break
+        if not count and publication.least > _room(session):
+            raise _too_long(session, publication.least)
+        count += 1
+    return publications[len(publications) - count :] if newest else publications[:count]
 
 
 # --- sessions --------------------------------------------------------------------------------------------------------
@@ -314,10 +403,6 @@ def _ping(hub: Hub, session: Session, request: Ping) -> None:
     session.send(Pong(ts=request.ts, ref=request.ref))
 
 
-def _pong(hub: Hub, session: Session, request: Pong) -> None:
-    pass
-
-
 def _close(hub: Hub, session: Session, request: Close) -> None:
     session.link.close(CloseCode.NORMAL, request.reason)
     hub.close(session, request.code, request.reason)
@@ -336,6 +421,5 @@ _OPERATIONS: dict[type, Callable[[Hub, Session, Any], None]] = {
     AskPresence: _presence,
     AskHistory: _history,
     Ping: _ping,
-    Pong: _pong,
     Close: _close,
 }

@@ -4,6 +4,9 @@ Rules:
 - a session is made by its transport, which gives it an outbox, an encoder (what it speaks) and a link (how its
   connection is ended, paused and looked at), and is then opened in the hub;
 - idle sessions are many: what is empty is None or shared, and nothing is stored that can be asked of the link;
+- tags come from three places, which are kept apart: what it says of itself (`own_tags`), what was vouched for
+  (`fixed_tags`: a signed handshake) and what its token says. Of one key the token's wins, then what was vouched for;
+- a name and own tags are claims: two sessions may have the same ones, and nobody has checked either;
 - encoders are shared objects: a message for many sessions is encoded once for each encoder.
 """
 
@@ -18,6 +21,7 @@ import msgspec
 from netd.errors import ProtocolError
 from netd.hub.outbox import NORMAL_PRIORITY, Chunk, Outbox, Shared
 from netd.hub.tokens import ANONYMOUS, Grant
+from netd.wire.messages import MAX_TAGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -71,6 +75,7 @@ class Session:
         "channels",
         "closing",
         "encoder",
+        "fixed_tags",
         "grants",
         "heartbeat",
         "id",
@@ -81,12 +86,20 @@ class Session:
         "name",
         "opened",
         "outbox",
+        "own_tags",
         "placed",
         "refused",
         "resume",
         "tags",
         "transport",
     )
+
+    tags: Mapping[str, str]
+    """Those that it has: the result of the three kinds. Only `tag` changes it."""
+    own_tags: Mapping[str, str]
+    fixed_tags: Mapping[str, str]
+    grants: Grant
+    """What its token permits."""
 
     def __init__(
         self,
@@ -100,10 +113,12 @@ class Session:
         id: str | None = None,
         name: str | None = None,
         tags: Mapping[str, str] | None = None,
+        fixed_tags: Mapping[str, str] | None = None,
         grants: Grant = ANONYMOUS,
         opened: float = 0.0,
         internal: bool = False,
     ) -> None:
+        """`tags` are its own, `fixed_tags` were vouched for."""
         self.id = id or str(uuid.uuid4())
         self.encoder = encoder
         self.outbox = outbox
@@ -112,9 +127,7 @@ class Session:
         self.listener = listener
         self.address = address
         self.name = name
-        self.tags: Mapping[str, str] = tags or NO_TAGS
-        self.grants = grants
-        """What its token permits; `hub.handle` sets it from the client's hello, a transport may before."""
+        self.tag(tags or NO_TAGS, fixed_tags or NO_TAGS, grants)
         self.opened = opened
         """Set by `hub.open` when it is 0."""
         self.heartbeat = 0.0
@@ -134,6 +147,25 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<Session {self.id} {self.transport} {self.address}>"
+
+    def tag(
+        self,
+        own: Mapping[str, str] | None = None,
+        fixed: Mapping[str, str] | None = None,
+        grants: Grant | None = None,
+    ) -> None:
+        """Set its own tags, those vouched for, and what its token permits (None: as they are), and `tags` from them.
+
+        Where there would be more than MAX_TAGS, own ones are left out first, then fixed ones. A session that is open is
+        tagged by `Hub.tag`, or it would not be found by its tags.
+        """
+        if own is not None:
+            self.own_tags = own or NO_TAGS
+        if fixed is not None:
+            self.fixed_tags = fixed or NO_TAGS
+        if grants is not None:
+            self.grants = grants
+        self.tags = _effective(self.own_tags, self.fixed_tags, self.grants.tags)
 
     @property
     def token(self) -> str | None:
@@ -156,6 +188,19 @@ class Session:
         return bool(data) and self.outbox.push(data, priority, ephemeral)  # type: ignore[arg-type]
 
 
+def _effective(*origins: Mapping[str, str]) -> Mapping[str, str]:
+    """The tags of one who has these; later ones win. What is all from one place is not copied."""
+    some = [tags for tags in origins if tags]
+    if len(some) < 2:
+        return some[0] if some else NO_TAGS
+    found: dict[str, str] = {}
+    for tags in reversed(some):
+        for key, value in tags.items():
+            if key not in found and len(found) < MAX_TAGS:
+                found[key] = value
+    return MappingProxyType(found)
+
+
 def encoded(encoder: Encoder, event: Event) -> bytes | None:
     """The event's bytes, None where this encoder cannot say it: an encoder of a user's must not fail a publisher."""
     try:
@@ -164,14 +209,25 @@ def encoded(encoder: Encoder, event: Event) -> bytes | None:
         return None
 
 
+def offer(sessions: Iterable[Session], event: Event) -> None:
+    """Send an ephemeral event to those sessions that have plenty of room for it. Ends none of them (`Outbox.offer`)."""
+    known: dict[int, bytes] = {}
+    for session in sessions:
+        data = known.get(id(session.encoder))
+        if data is None:
+            data = Chunk.of(encoded(session.encoder, event) or b"", ephemeral=True)
+            known[id(session.encoder)] = data
+        if data:
+            session.outbox.offer(data)
+
+
 def spread(
     sessions: Iterable[Session],
     event: Event,
     priority: int = NORMAL_PRIORITY,
     ephemeral: bool = False,
-    but: Session | None = None,
 ) -> int:
-    """Send an event to every session but one, encoded once for each encoder. Returns how many outboxes took it in."""
+    """Send an event to every session, encoded once for each encoder. Returns how many outboxes took it in."""
     plain = priority == NORMAL_PRIORITY and not ephemeral
     known: dict[int, bytes] = {}
     encoder: Encoder | None = None
@@ -189,7 +245,7 @@ def spread(
             # would set off the garbage collector with every message (up to a fifth of all time)
             alone = Shared((data,))
             size = len(data)
-        if not size or session is but:
+        if not size:
             continue
         # The first lines of Outbox.push stand here once more: a call for each subscriber would cost as much as all
         # the rest of a publication to a thousand of them.

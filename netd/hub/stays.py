@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Stay:
-    """What is remembered of a session. `until` is when it is forgotten."""
+    """What is remembered of a session. `until` is when it is forgotten.
+
+    `tags` are its own: others were for the handshake and the token that came with it, which nobody has shown again.
+    """
 
     id: str
     name: str | None
@@ -57,7 +60,7 @@ class Stays:
         """A session has ended; remember it if it may be resumed."""
         if session.resume is None or not seconds:
             return
-        self._stays[session.id] = Stay(session.id, session.name, session.tags, session.resume, now + seconds)
+        self._stays[session.id] = Stay(session.id, session.name, session.own_tags, session.resume, now + seconds)
         self._stays.move_to_end(session.id)
         while len(self._stays) > self.limit:
             self._stays.popitem(last=False)

@@ -4,10 +4,13 @@
 
 Rules:
 - nothing is sent twice and nothing is left out: what comes while the backplane looks history up is held, and what
-  history has too is not sent again;
-- recovery is all or nothing. It fails when a message is gone for good, when there are more than `hub.max_listed`, or
-  when they have no room in the outbox; the client then goes on from the position it is told;
-- Joined and Left go to the channel's other subscribers, where its namespace has join_leave.
+  history has too is not sent again. The answer, what was missed and what was held follow each other with the normal
+  priority, whatever theirs was;
+- recovery is all or nothing. It fails when a message is gone for good, when there are more than `hub.max_listed`, when
+  they have no room in the outbox (found out before they are encoded), or when the namespace does not permit it to this
+  session; the client then goes on from the position it is told;
+- Joined and Left go to the channel's other subscribers, where its namespace has join_leave: to those that may ask who
+  is there, to none that has much waiting, and no more of them than `join_leave_rate`. Nobody is cut off over them.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import TYPE_CHECKING
 from netd.hub import presence
 from netd.hub.channels import Channel
 from netd.hub.permissions import Refusal, shown, valid
-from netd.hub.session import encoded
+from netd.hub.session import encoded, offer
 from netd.wire.messages import Ok, Position, channel_fields
 
 if TYPE_CHECKING:
@@ -26,6 +29,10 @@ if TYPE_CHECKING:
     from netd.hub.history import Page, Publication
     from netd.hub.hub import Hub
     from netd.hub.session import Session
+    from netd.wire.messages import Joined, Left
+
+_ANSWER = 512
+"""Bytes left for the answer to a subscription, before what was missed."""
 
 
 def subscribe(
@@ -57,8 +64,14 @@ def subscribe(
         session.placed.add(channel)
     hub.subscriptions += 1
     place.wait(session)
-    if recover is None:
-        hub.backplane.position(channel, lambda position: _enter(hub, session, place, position, answer))
+    if recover is None or (checked and not hub.permissions.permits(session, "recover", channel)):
+
+        def located(position: Position | None) -> None:
+            # one who may not have what it missed, but has missed nothing, is told so
+            nothing: list[Publication] | None = [] if recover is not None and position == recover else None
+            _enter(hub, session, place, position, answer, recover, nothing)
+
+        hub.backplane.position(channel, located)
         return
 
     def arrived(page: Page | None) -> None:
@@ -86,7 +99,7 @@ def unsubscribe(hub: Hub, session: Session, channel: bytes) -> bool:
         del hub.heard[channel]
         hub.histories.left(channel, hub.clock())
     elif was_live and place.realm.rules.join_leave and not session.internal:
-        hub.hand_out(place, presence.left(channel, session))
+        _tell(hub, place, presence.left(channel, session))
     return True
 
 
@@ -132,31 +145,59 @@ def _enter(
     at = 0 if position is None else position.offset
     held = [each for each in held if each.offset is None or each.offset > at]
     first = next((each.offset for each in held if each.offset is not None), at + 1)
-    late = _encoded(session, held)
-    old = _encoded(session, missed or [])
-    if first != at + 1 or (missed is not None and not _fits(session, old, late)):
-        missed, old = None, []
+    late = [(data, each.ephemeral) for each in held if (data := encoded(session.encoder, each.event()))]
+    old = None
+    if missed is not None and first == at + 1:
+        # a recovery must not end in the slow-consumer policy
+        outbox = session.outbox
+        old = _within(session, missed, outbox.rules.bound - outbox.size - _ANSWER - sum(len(data) for data, _ in late))
+    if old is None:
+        missed = None
         at = first - 1
     if answer is not None:
         start = recover if missed is not None and recover is not None else position and Position(position.epoch, at)
         answer(_ok(place.name, start, None if recover is None else missed is not None))
-    for data, publication in (*old, *late):
-        session.outbox.push(data, publication.priority, publication.ephemeral)
+    for data in old or ():
+        session.outbox.push(data)
+    for data, ephemeral in late:
+        session.outbox.push(data, ephemeral=ephemeral)
     if session.closing or place.name not in (session.channels or ()):
         return  # its outbox was full, and its subscriptions have ended with it
     place.add(session)
     if place.realm.rules.join_leave and not session.internal:
-        hub.hand_out(place, presence.joined(place.name, session), but=session)
+        _tell(hub, place, presence.joined(place.name, session), but=session)
 
 
-def _encoded(session: Session, publications: list[Publication]) -> list[tuple[bytes, Publication]]:
-    found = ((encoded(session.encoder, publication.event()), publication) for publication in publications)
-    return [(data, publication) for data, publication in found if data]
+def _within(session: Session, publications: list[Publication], room: int) -> list[bytes] | None:
+    """Messages as they go on the wire; None if they take more than `room` bytes, of which no more are encoded."""
+    if publications and sum(publication.least for publication in publications) > room:
+        return None
+    found: list[bytes] = []
+    for publication in publications:
+        data = encoded(session.encoder, publication.event()) or b""
+        room -= len(data)
+        if room < 0:
+            return None
+        if data:
+            found.append(data)
+    return found
 
 
-def _fits(session: Session, *batches: list[tuple[bytes, Publication]]) -> bool:
-    """Whether these have room in the outbox: a recovery must not end in the slow-consumer policy."""
-    return session.outbox.size + sum(len(data) for batch in batches for data, _ in batch) <= session.outbox.rules.bound
+def _tell(hub: Hub, place: Channel, event: Joined | Left, but: Session | None = None) -> None:
+    """Tell a channel's subscribers who came or went."""
+    subscribers = place.subscribers
+    if len(subscribers) <= (but is not None) or not place.tells(hub.clock()):
+        return
+    realm, permissions = place.realm, hub.permissions
+    if realm.rules.track_presence and permissions.open_to_all("presence", realm):
+        offer((each for each in subscribers if each is not but), event)
+        return
+
+    def may(session: Session) -> bool:
+        asked = realm.rules.track_presence and permissions.permits(session, "presence", place.name)
+        return session.internal or asked
+
+    offer((each for each in subscribers if each is not but and may(each)), event)
 
 
 def _tell_position(hub: Hub, channel: bytes, recover: Position | None, answer: Callable[[Ok], None]) -> None:

@@ -89,6 +89,10 @@ class Tokens:
             raise Denied("cannot accept the token: it is none of those configured (hub.token)")
         return found
 
+    def grant_of(self, name: str) -> Grant | None:
+        """What the token of this name permits, for sessions that have it without showing it; None: there is none."""
+        return next((grant for grant in self._grants.values() if grant.token == name), None)
+
     def renew(self, grant: Grant) -> Grant:
         """What a grant of an earlier configuration is worth in this one: nothing, if its secret is gone."""
         return self._grants.get(grant.digest, ANONYMOUS)

@@ -9,6 +9,11 @@ Rules:
 - one Trio task; its epoll is level-triggered and nested in Trio's own; nothing in a round waits;
 - a stream is read once a round (READ bytes at most) and written once a round (WRITE bytes at most), so that a flood of
   one delays the others by no more than that;
+- a round whose 2 ms are over stops where it is: what is left of it is done after Trio's turn and before the next poll,
+  first what is to be sent, then what is to be read; so nobody is passed over, and nobody is served twice meanwhile;
+- what cannot be stopped is one `receive` of one read (four if they are small), one `ended`, one `take` and its send
+  (sixteen if small). A stream reads little at first, more while its reads are full and cheap, less after one that took
+  longer than 2 ms (`Stream.pace`). What remains is what one message costs: to reach thousands of subscribers, say;
 - EPOLLOUT is asked for only after a short write, EPOLLIN is given back while a stream is paused;
 - what goes wrong with one stream ends that one; the reactor's guard logs it;
 - EPOLLERR with SO_ERROR 0 means that the error queue has something: it is taken off at once, or epoll would report it
@@ -50,8 +55,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Endpoint", "Outgoing", "Reactor", "ReactorSnapshot", "Stream", "Timer", "plain_socket"]
 
-READ: Final = 131_008
-"""Bytes of one recv: a frame of 64 KiB with its length at once. It is allocated before and shrunk after each."""
 _ARENA: Final = 8 << 20
 """Freed once, a block of this size teaches glibc's malloc (mallopt(3), M_MMAP_THRESHOLD) to take such from the heap
 and to keep 16 MiB of it. Otherwise each round gives its buffers back to the kernel and faults them in anew: half of all
@@ -63,7 +66,12 @@ _JOIN: Final = 4096
 _CHUNKS: Final = 1024
 """IOV_MAX of Linux."""
 _EVENTS: Final = 128
-"""Streams read in one round: some 2 ms of work."""
+"""Streams read in one round, if there is time for them all."""
+_SMALL: Final = 1023
+_LOOK: Final = 4
+_LOOK_SENT: Final = 16
+"""The clock is looked at after so many reads or writes of less than _SMALL bytes, and after each of more. A look costs
+60 ns, and a small message's way through a round not ten times as much."""
 _ROUNDS: Final = 16
 _SPIN: Final = 50e-6
 """Seconds for which the epoll is asked again instead of waiting for it. No task is delayed for longer by that."""
@@ -77,6 +85,9 @@ _LINGER: Final = 1.0
 """Seconds a peer has for its FIN after ours."""
 _QUEUED: Final = 64
 """Packets taken off an error queue in one round."""
+_AGAIN: Final = 1.0
+"""Seconds after which an outbox that a rate holds back is asked again at the latest: something more urgent and smaller
+may wait there by now."""
 
 _IN: Final = select.EPOLLIN
 _OUT: Final = select.EPOLLOUT
@@ -123,7 +134,11 @@ class Reactor:
         self._streams: list[Stream | None] = []
         """By descriptor."""
         self._count = 0
+        self._rest: list[tuple[int, int]] = []
+        """What epoll has said and there was no time for. By descriptor: a stream may be gone when its turn comes."""
         self._dirty: list[Outgoing] = []
+        self._unflushed: list[Outgoing] = []
+        """Marked, and there was no time to flush them. They go before anything more is read."""
         self._fresh: list[Stream] = []
         """Streams that came with bytes already read."""
         self._buried: list[Stream] = []
@@ -144,7 +159,7 @@ class Reactor:
         return ReactorSnapshot(
             streams=self._count,
             paused=self.paused,
-            dirty=len(self._dirty),
+            dirty=len(self._dirty) + len(self._unflushed),
             timers=len(self._timers),
             batches=self._batches,
             polls=self._polls,
@@ -181,109 +196,153 @@ class Reactor:
         fd = epoll.fileno()
         rounds, until = 0, monotonic() + SLICE
         while True:
-            events = poll(0, _EVENTS)
-            self._polls += 1
-            if not events and not self._dirty and not self._fresh and not self._buried:
-                if self._eager >= _EAGER:
-                    # other tasks have had their turn within SLICE, and wait for no longer than _SPIN more
-                    limit = monotonic() + _SPIN
-                    while not events and monotonic() < limit:
-                        events = poll(0, _EVENTS)
-                        self._polls += 1
-                    if not events:
-                        self._eager -= 2
-                if not events:
-                    asleep = monotonic()
-                    self._parked = True
-                    self._waits += 1
-                    try:
-                        await trio.lowlevel.wait_readable(fd)
-                    finally:
-                        self._parked = False
-                    now = monotonic()
-                    if now - asleep < _NEAR:
-                        self._eager = min(self._eager + 1, 2 * _EAGER)
-                    elif self._eager:
-                        self._eager -= 1
-                    rounds, until = 0, now + SLICE
-                    continue
-            self._round(events)
-            rounds += 1
-            if rounds >= _ROUNDS or self._now > until:
+            now = monotonic()
+            if rounds >= _ROUNDS or now > until:
                 await trio.lowlevel.checkpoint()
-                rounds, until = 0, monotonic() + SLICE
+                now = monotonic()
+                rounds, until = 0, now + SLICE
+                if self._unflushed or self._buried:
+                    self._catch_up(now, until)
+                    continue
+            if self._rest:
+                events, self._rest = self._rest, []
+            else:
+                events = poll(0, _EVENTS)
+                self._polls += 1
+                if not events and not self._dirty and not self._fresh and not self._buried:
+                    if self._eager >= _EAGER:
+                        # other tasks have had their turn within SLICE, and wait for no longer than _SPIN more
+                        limit = now + _SPIN
+                        while not events and now < limit:
+                            events = poll(0, _EVENTS)
+                            self._polls += 1
+                            now = monotonic()
+                        if not events:
+                            self._eager -= 2
+                    if not events:
+                        self._parked = True
+                        self._waits += 1
+                        try:
+                            await trio.lowlevel.wait_readable(fd)
+                        finally:
+                            self._parked = False
+                        asleep, now = now, monotonic()
+                        if now - asleep < _NEAR:
+                            self._eager = min(self._eager + 1, 2 * _EAGER)
+                        elif self._eager:
+                            self._eager -= 1
+                        rounds, until = 0, now + SLICE
+                        continue
+            self._round(events, now, until)
+            rounds += 1
 
-    def _round(self, events: Sequence[tuple[int, int]]) -> None:
-        """Read what is there, flush what is marked. The hot path of the daemon."""
-        self._now = now = monotonic()
+    def _round(self, events: list[tuple[int, int]], now: float, until: float) -> None:
+        """Read what is there, flush what is marked. The hot path of the daemon.
+
+        Past `until` it stops, and leaves `_rest`, `_unflushed`, `_fresh` or `_buried` behind.
+        """
+        self._now = now
         self._working = True
         self._batches += 1
         if self._fresh:
-            self._feed()  # first: what came with a stream is older than what its socket has
+            self._feed(until)  # first: what came with a stream is older than what its socket has
         streams = self._streams
+        before, small = now, 0
         for fd, what in events:
             stream = streams[fd]
             if stream is None:
                 if fd == self._wake_fd:
                     os.eventfd_read(fd)
                 continue
-            if what != _IN or not stream.plain:
+            read = stream.read
+            if what == _IN and stream.plain:
+                try:
+                    data = stream.socket.recv(read)
+                except BlockingIOError:
+                    continue
+                except OSError as error:
+                    self.bury(stream, _why(error))
+                    continue
+                if not data:
+                    self._peer_ended(stream)
+                    continue
+                size = len(data)
+                stream.bytes_in += size
+                try:
+                    stream.endpoint.receive(data)
+                except Exception as error:  # noqa: BLE001  # the guard: _failed logs it
+                    self._failed(stream, error)
+                if size < _SMALL:
+                    small += 1
+                    if small < _LOOK:
+                        continue
+            else:
+                size = -stream.bytes_in
                 self._rarely(stream, what)
-                continue
-            try:
-                data = stream.socket.recv(READ)
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                self.bury(stream, _why(error))
-                continue
-            if not data:
-                self._peer_ended(stream)
-                continue
-            stream.bytes_in += len(data)
-            try:
-                stream.endpoint.receive(data)
-            except Exception as error:  # noqa: BLE001  # the guard: _failed logs it
-                self._failed(stream, error)
+                size += stream.bytes_in
+            clock = monotonic()
+            if size == read or clock - before > SLICE:
+                stream.pace(size, clock - before)
+            if clock > until:
+                self._rest = events[events.index((fd, what)) + 1 :]
+                break
+            before, small = clock, 0
         if self._buried:
-            self._bury_all()
+            self._bury_all(until)
         if self._dirty:
             dirty, self._dirty = self._dirty, []
-            for outbox in dirty:
+            small = 0
+            marked = iter(dirty)
+            for outbox in marked:
                 stream = outbox.stream
                 if stream is None:
                     continue
                 try:
                     if stream.slow:
                         self._flush(stream)
-                        continue
-                    size = outbox.size
-                    chunks = outbox.take(WRITE, now)
-                    if len(chunks) == 1:
-                        data = chunks[0]
-                    elif size <= _JOIN * len(chunks):
-                        if not chunks:
-                            continue
-                        data = b"".join(chunks)
                     else:
-                        self._several(stream, chunks)
-                        continue
-                    try:
-                        sent = stream.socket.send(data)
-                    except BlockingIOError:
-                        sent = 0
-                    stream.bytes_out += sent
-                    if sent != len(data):
-                        self._keep(stream, [memoryview(data)[sent:] if sent else data])
-                    elif outbox.size:
-                        self._dirty.append(outbox)
+                        size = outbox.size
+                        chunks = outbox.take(WRITE, now)
+                        if len(chunks) == 1:
+                            data = chunks[0]
+                        elif size > _JOIN * len(chunks):
+                            self._several(stream, chunks)
+                            data = b""
+                        else:
+                            data = b"".join(chunks)
+                        if data:
+                            size = len(data)
+                            try:
+                                sent = stream.socket.send(data)
+                            except BlockingIOError:
+                                sent = 0
+                            stream.bytes_out += sent
+                            if sent != size:
+                                self._keep(stream, [memoryview(data)[sent:] if sent else data])
+                            elif outbox.size:
+                                self._dirty.append(outbox)
+                            if size < _SMALL:
+                                small += 1
+                                if small < _LOOK_SENT:
+                                    continue
                 except OSError as error:
                     self.bury(stream, _why(error))
                 except Exception as error:  # noqa: BLE001  # the guard: _failed logs it
                     self._failed(stream, error)
+                if monotonic() > until:
+                    self._unflushed = list(marked)
+                    break
+                small = 0
             if self._buried:
-                self._bury_all()
+                self._bury_all(until)
         self._working = False
+
+    def _catch_up(self, now: float, until: float) -> None:
+        """A round for what earlier ones had no time to send or to end. Nothing is read, and nothing sent twice."""
+        marked, self._dirty = self._dirty, self._unflushed
+        self._unflushed = []
+        self._round([], now, until)
+        self._dirty = [*marked, *self._dirty]
 
     # --- what comes from outside ---
 
@@ -299,7 +358,8 @@ class Reactor:
         """Take a connected socket over; it is the reactor's from here on, and so is `outbox.stream`.
 
         `received` is plaintext that was read already: fed at the next batch. What the outbox holds is sent then too.
-        Raises RuntimeError if the reactor does not run (the socket stays the caller's).
+        Raises RuntimeError if the reactor does not run, and OSError if epoll takes no more (ENOSPC: the limit of
+        /proc/sys/fs/epoll/max_user_watches); the socket stays the caller's then.
         """
         if self._epoll is None:
             raise RuntimeError("cannot take over a connection: the reactor is not running")
@@ -310,10 +370,12 @@ class Reactor:
         stream = Stream(self, sock, endpoint, outbox, tls, self.now)
         self._epoll.register(fd, _IN)
         stream.events = _IN
+        if self._rest:  # of a stream that had this descriptor before
+            self._rest = [event for event in self._rest if event[0] != fd]
         self._streams[fd] = stream
         self._count += 1
         outbox.stream = stream
-        if received:
+        if received or (tls is not None and tls.closed):
             stream.extra().received = received
             stream.plain = False
             self.feed_later(stream)
@@ -324,6 +386,12 @@ class Reactor:
     def call_at(self, when: float, function: Callable[[], None]) -> Timer:
         """Call `function` once, in a batch of its own, when time.monotonic() has reached `when`."""
         return self._timers.call_at(when, function)
+
+    def reconsider(self) -> None:
+        """Rates have changed: ask every outbox that one holds back at once, instead of when it would have been time."""
+        for stream in self._streams:
+            if stream is not None and stream.rare is not None:
+                stream.reconsider()
 
     def _mark(self, outbox: Outgoing) -> None:
         self._dirty.append(outbox)
@@ -353,10 +421,14 @@ class Reactor:
         if wanted == stream.events:
             return
         fd = stream.socket.fileno()
-        if stream.events < 0:
-            self._epoll.register(fd, wanted)
-        else:
-            self._epoll.modify(fd, wanted)
+        try:
+            if stream.events < 0:
+                self._epoll.register(fd, wanted)
+            else:
+                self._epoll.modify(fd, wanted)
+        except OSError as error:  # no memory, or no more watches
+            self.bury(stream, _why(error))
+            return
         stream.events = wanted
 
     def begin_closing(self, stream: Stream, why: str, within: float) -> None:
@@ -451,7 +523,7 @@ class Reactor:
             self._feed_one(stream)
             return
         try:
-            data = stream.socket.recv(READ)
+            data = stream.socket.recv(stream.read)
         except BlockingIOError:
             return
         if stream.state == LINGERING:
@@ -489,6 +561,8 @@ class Reactor:
             assert self._epoll is not None
             self._epoll.unregister(stream.socket.fileno())
             stream.events = -1
+        elif stream.state == OPEN:  # resumed since epoll said so
+            self._read(stream)
         else:
             self.bury(stream, "peer closed the connection")
 
@@ -505,17 +579,25 @@ class Reactor:
             log.error("stream broke", exc_info=error)
             self.bury(stream, "internal error")
 
-    def _feed(self) -> None:
+    def _feed(self, until: float) -> None:
         fresh, self._fresh = self._fresh, []
-        for stream in fresh:
+        rest = iter(fresh)
+        for stream in rest:
             self._feed_one(stream)
+            if monotonic() > until:
+                self._fresh[:0] = rest
+                break
 
     def _feed_one(self, stream: Stream) -> None:
         rare = stream.rare
-        if rare is not None and rare.received and not stream.paused and stream.state == OPEN:
-            received, rare.received = rare.received, b""
-            stream.plain = stream.tls is None
+        if rare is None or stream.paused or stream.state != OPEN:
+            return
+        received, rare.received = rare.received, b""
+        stream.plain = stream.tls is None
+        if received:
             self._give(stream, received)
+        if stream.tls is not None and stream.tls.closed and stream.state == OPEN:
+            self._peer_ended(stream)  # its close_notify came with what was read before
 
     def _give(self, stream: Stream, data: bytes) -> None:
         try:
@@ -523,10 +605,11 @@ class Reactor:
         except Exception as error:  # noqa: BLE001  # the guard: _failed logs it
             self._failed(stream, error)
 
-    def _bury_all(self) -> None:
+    def _bury_all(self, until: float) -> None:
         while self._buried:
             buried, self._buried = self._buried, []
-            for stream in buried:
+            rest = iter(buried)
+            for stream in rest:
                 assert stream.rare is not None
                 for written in stream.rare.waiting or ():
                     written.over()
@@ -535,6 +618,9 @@ class Reactor:
                     stream.endpoint.ended(stream.rare.why)
                 except Exception:
                     log.exception("an endpoint failed at its end")
+                if monotonic() > until:
+                    self._buried[:0] = rest
+                    return
 
     # --- writing, when it is more than one send ---
 
@@ -614,7 +700,7 @@ class Reactor:
         rare = stream.extra()
         if rare.again is not None:
             rare.again.cancel()
-        rare.again = self.call_at(self._now + delay, lambda: self._mark(outbox))
+        rare.again = self.call_at(self._now + min(delay, _AGAIN), lambda: self._mark(outbox))
 
     def _say_goodbye(self, stream: Stream) -> None:
         """All is sent. Raises OSError."""
@@ -631,7 +717,8 @@ class Reactor:
         stream.socket.shutdown(socket.SHUT_WR)
         stream.state = LINGERING
         self.arm(stream)
-        assert rare.cut_off is not None
+        if rare.cut_off is None:
+            return  # epoll did not have it
         when = min(rare.cut_off.when, self._now + _LINGER)
         rare.cut_off.cancel()
         rare.cut_off = self.call_at(when, lambda: self.bury(stream, rare.why))
@@ -651,8 +738,10 @@ class Reactor:
     def _close_all(self) -> None:
         for stream in self.streams():
             self.bury(stream, "netd is stopping")
-        self._bury_all()
+        self._bury_all(float("inf"))
+        self._rest = []
         self._dirty.clear()
+        self._unflushed.clear()
         self._fresh.clear()
         self._timers.clear()
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import trio
 
 from netd.net.linux import queued_packet
+from netd.net.timers import SLICE
 
 if TYPE_CHECKING:
     import socket
@@ -33,6 +34,13 @@ if TYPE_CHECKING:
     from netd.net.reactor import Reactor
     from netd.net.timers import Timer
     from netd.net.tls import TlsLayer
+
+READ: Final = 131_008
+"""Bytes of one recv at most: a frame of 64 KiB with its length at once. It is allocated before and shrunk after."""
+_FIRST: Final = READ >> 3
+_LEAST: Final = READ >> 7
+"""Bytes of a recv, at first and at least: 16 KiB are some 600 of the smallest messages, and 1 to 2 ms of work."""
+_CHEAP: Final = SLICE / 4
 
 OPEN: Final = 0
 CLOSING: Final = 1
@@ -141,6 +149,7 @@ class Stream:
         "plain",
         "rare",
         "reactor",
+        "read",
         "rest",
         "slow",
         "socket",
@@ -175,6 +184,8 @@ class Stream:
         """What epoll reports; 0 before it knows the socket."""
         self.plain = tls is None
         """Input is for the endpoint as it is: no TLS, open, not paused."""
+        self.read = _FIRST
+        """Bytes asked of the next recv."""
         self.slow = tls is not None
         """A flush has more to do than to take and to send."""
         self.rest: list[bytes | memoryview] | None = None
@@ -209,7 +220,9 @@ class Stream:
             self.paused = False
             self.reactor.paused -= 1
             self.reactor.arm(self)
-            if self.rare is not None and self.rare.received:
+            if self.state != OPEN:
+                return  # epoll did not have it
+            if self.rare is not None and (self.rare.received or (self.tls is not None and self.tls.closed)):
                 self.reactor.feed_later(self)
             else:
                 self.plain = self.tls is None
@@ -222,6 +235,16 @@ class Stream:
     def abort(self, why: str) -> None:
         """End it now; what waits is lost."""
         self.reactor.bury(self, why)
+
+    def reconsider(self) -> None:
+        """The rate of its outbox has changed, or something urgent waits there: if it is held back, ask it now.
+
+        It is asked once a second anyway.
+        """
+        again = None if self.rare is None else self.rare.again
+        if again is not None and not again.cancelled:
+            again.cancel()
+            self.reactor.mark(self.outbox)
 
     def written(self, least: int) -> Written:
         """Watch for a write, from now on, of which the kernel takes at least `least` bytes in one piece.
@@ -253,6 +276,21 @@ class Stream:
         return queued_packet(self.socket, LOOPED)
 
     # --- for the reactor ---
+
+    def pace(self, size: int, took: float) -> None:
+        """A read of `size` bytes took so many seconds with all that came of it: read more or less from now on.
+
+        What a byte costs differs a thousandfold: part of a large frame, or a message to a thousand subscribers. So it
+        is measured. A read that was full and cheap doubles the next; one of more than a slice is cut to what fits one.
+        """
+        read = self.read
+        if took > SLICE:
+            fits = size * SLICE / took
+            while size > _LEAST and read > fits and read > _LEAST:
+                read >>= 1
+            self.read = read
+        elif size == read and took < _CHEAP:
+            self.read = min(2 * read, READ)
 
     def extra(self) -> Rare:
         if self.rare is None:

@@ -148,16 +148,6 @@ class TlsLayer:
         """The certificate that the peer showed and that was verified, in DER; None if there is none."""
         return self._object.getpeercert(binary_form=True) if self.handshaken else None
 
-    @property
-    def version(self) -> str | None:
-        """ "TLSv1.3"."""
-        return self._object.version()
-
-    @property
-    def alpn(self) -> str | None:
-        """The application protocol that was agreed on (RFC 7301)."""
-        return self._object.selected_alpn_protocol()
-
 
 async def handshake(layer: TlsLayer, stream: trio.abc.Stream, received: bytes = b"") -> bytes:
     """Shake hands over a Trio stream; returns plaintext that came with it.

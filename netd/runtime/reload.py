@@ -11,8 +11,9 @@ Rules:
 - one at a time: a second reload waits, and makes its plan only then;
 - a shutdown meanwhile ends it with Conflict "superseded".
 
-SIGHUP, `netctl reload` and REST all come here. Left out: reading files (settings.py), and the sections that are no
-service's, which the caller applies in `commit`.
+SIGHUP, `netctl reload` and REST all come here. Left out: reading files (settings.py) and asking whether what they name
+is there (checks.py), both of which `make_plan` does first; and the sections that are no service's, which the caller
+applies in `commit`.
 """
 
 from __future__ import annotations

@@ -2,11 +2,14 @@
 
 A service is described once, by a `ServiceType`, and built anew for every generation:
 
+    check(config) -> problems                what prepare would refuse of it, as far as can be told without acquiring
     prepare(config, context) -> prepared     acquires everything that can fail; touches nothing live
     build(config, prepared, context) -> Service
     service.run(task_status=...)             started() means "a client connecting now would be served"
 
 Rules:
+- `check` blocks and is called in a thread, of a daemon that runs or of none: it binds nothing and changes nothing. It
+  asks the functions that `prepare` asks, so that both say the same. What only binding can tell it leaves out;
 - a Service object is single use: a restart builds a new one;
 - `run` returning before `context.draining` is set is a failure (ReturnedEarly); an exception is a failure;
 - when `context.draining` is set, `run` stops accepting, tells its sessions, lets them finish and returns; what is
@@ -20,8 +23,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from netd.errors import ConfigProblem, ServiceError
+
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
     from pathlib import Path
 
     import structlog
@@ -74,6 +79,19 @@ class Context:
     """trio time at which whatever still runs is cancelled; inf while not draining."""
 
 
+def nothing_to_check(config: Any) -> Iterable[ConfigProblem]:
+    """Of a service for which a valid configuration is all that can be told beforehand."""
+    return ()
+
+
+def refusals(path: str, acquire: Callable[[], object]) -> Iterator[ConfigProblem]:
+    """For a `check`: the problem at `path` if `acquire` refuses with a ServiceError; what it gives is let go."""
+    try:
+        acquire()
+    except ServiceError as error:
+        yield ConfigProblem(path, str(error))
+
+
 @dataclass(frozen=True)
 class ServiceType:
     """A kind of service: everything the runtime knows of it."""
@@ -82,3 +100,5 @@ class ServiceType:
     config: type[Section]
     prepare: Callable[[Any, Context], Awaitable[Prepared]]
     build: Callable[[Any, Any, Context], Service]
+    check: Callable[[Any], Iterable[ConfigProblem]] = nothing_to_check
+    """Paths are relative to the section ("listen.0.tls"); what is common to all listeners is looked at elsewhere."""

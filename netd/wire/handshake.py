@@ -16,7 +16,8 @@ Rules:
   both forms are the same text, whichever the other side rebuilds;
 - a signature alone can be replayed: `ts` has to be within the window of our clock, and the same key, nonce and ts count
   once. The nonce alone will not do: the original clients derive it from their key, so that it never changes;
-- no field is trusted before the signature is right, and no nonce is remembered before;
+- no field is trusted before the signature is right, and no nonce is remembered before. What is cheap to look at is
+  looked at first: size, count of values, key, ts, nonce; the text is rebuilt only of what would then be accepted;
 - what is wrong is a ProtocolError, close 1007 where it is no handshake at all, 1008 where a handshake is refused.
 
 Left out: whether a handshake is demanded, and what tags mean (services/framed).
@@ -27,6 +28,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from base64 import b64decode, b64encode
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
@@ -45,8 +47,16 @@ if TYPE_CHECKING:
 
 MAX_HANDSHAKE = 64 * 1024
 """Bytes. A longer payload is no handshake."""
+MAX_SIGNED = 16 * 1024
+"""Bytes. A longer one is refused where a signature is to be checked: its text would have to be rebuilt, perhaps twice,
+for somebody whom nobody knows yet."""
+MAX_VALUES = 256
+"""How many values there may be in a handshake, all together. Its own fields and a full set of tags are 41."""
 _SPKI = bytes.fromhex("302a300506032b6570032100")
 """What an Ed25519 key in SPKI DER begins with (RFC 8410 section 10.1); 32 bytes follow."""
+_BEFORE_VALUES = (b",", b"[", b"{")
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+"""Also one that never ends: each byte is looked at once, whatever they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +94,11 @@ class Nonces:
 
     def take(self, key: bytes, nonce: str, ts: float, now: float) -> None:
         """Remember it. Raises ProtocolError when it was seen before, or when there is no room for it."""
+        mark = self.check(key, nonce, ts, now)
+        self._seen[mark] = now + 2 * self.window
+
+    def check(self, key: bytes, nonce: str, ts: float, now: float) -> bytes:
+        """What `take` would remember. Raises what it would raise, and remembers nothing."""
         if self._kept is not None and self.window > self._kept:
             # what was forgotten already would be fresh again, and what is kept has to be kept longer
             self.since = max(now - self._kept, self.since or 0.0)
@@ -100,7 +115,7 @@ class Nonces:
             raise _refused("it was used before (same key, nonce and ts); make a new one for each connection")
         if len(self._seen) >= self.capacity:
             raise _refused(f"{self.capacity} handshakes are remembered already; try again later", CloseCode.TRY_LATER)
-        self._seen[mark] = now + 2 * self.window
+        return mark
 
 
 def is_handshake(payload: bytes) -> bool:
@@ -136,7 +151,7 @@ def verify(
     `keys` are those accepted (SPKI DER), None: any. `now` is our wall clock and `window` how far `ts` may be from it,
     both in seconds. `versions` as in `parse`. A handshake that passes is remembered in `nonces`.
     """
-    value = _object(payload)
+    value = _object(payload, MAX_SIGNED)
     shape = _shape(value, versions)
     if not shape.signed or shape.key is None or shape.ts is None or shape.nonce is None:
         raise _refused("it is not signed, and a signed one is demanded")
@@ -147,6 +162,7 @@ def verify(
         raise _refused(
             f"its ts is {shape.ts - now:+.1f} s from our clock, and {window:g} s are allowed; set the clocks"
         )
+    nonces.check(shape.key, shape.nonce, shape.ts, now)
     _check_hash(shape.key, value)
     _check_signature(shape.key, value)
     nonces.take(shape.key, shape.nonce, shape.ts, now)
@@ -257,11 +273,11 @@ def negentropic_hash(key: bytes, index: float) -> str:
 # --- what is checked -------------------------------------------------------------------------------------------------
 
 
-def _object(payload: bytes) -> dict[str, Any]:
-    if len(payload) > MAX_HANDSHAKE:
-        raise ProtocolError(
-            f"cannot read the handshake: {len(payload)} bytes, above {MAX_HANDSHAKE}", close=CloseCode.TOO_LARGE
-        )
+def _object(payload: bytes, most: int = MAX_HANDSHAKE) -> dict[str, Any]:
+    if len(payload) > most:
+        raise ProtocolError(f"cannot read the handshake: {len(payload)} bytes, above {most}", close=CloseCode.TOO_LARGE)
+    if _at_least(payload) > MAX_VALUES:
+        raise ProtocolError(f"cannot read the handshake: more than {MAX_VALUES} values", close=CloseCode.TOO_LARGE)
     try:
         value = canonical.parse(payload)
     except ProtocolError as error:
@@ -269,6 +285,15 @@ def _object(payload: bytes) -> dict[str, Any]:
     if not isinstance(value, dict) or value.get("type") != "handshake":
         raise _unread('the first frame has to be a JSON object with "type": "handshake"')
     return value
+
+
+def _at_least(payload: bytes) -> int:
+    """How many values JSON text has: before each there is one of these bytes, outside of strings."""
+    found = sum(map(payload.count, _BEFORE_VALUES))
+    if found > MAX_VALUES:  # tags may be full of commas
+        without = _STRING.sub(b"", payload)
+        found = sum(map(without.count, _BEFORE_VALUES))
+    return found
 
 
 def _shape(value: dict[str, Any], versions: Collection[str] | None) -> Handshake:
@@ -294,6 +319,8 @@ def _tags(value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or len(value) > MAX_TAGS:
         raise _unread(f"`tags` has to be an object of at most {MAX_TAGS}")
     tags = {key: _scalar(item) for key, item in value.items()}
+    if any("=" in key for key in tags):  # "a=b" with "c" could not be told from "a" with "b=c" (tag:KEY=VALUE)
+        raise _unread('a tag has "=" in its key')
     for part in (*tags, *tags.values()):
         if len(part) > MAX_NAME or not _encodable(part):
             raise _unread(f"a tag's name and value are text of at most {MAX_NAME} characters each")

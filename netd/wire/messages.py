@@ -12,15 +12,17 @@ and one marked ? may be left out. Times are seconds, but `ts`, which is its send
 TEXT AND BYTES. A channel is named by 1 to 255 bytes: `channel` where they are UTF-8, else `channel64`. Data is `data`
 if it is text or any JSON value, and `data64` if it is bytes. A field with 64 is base64 (RFC 4648 section 4, padded) in
 JSON and bin in MessagePack, where `data` may be bin as well. Of each pair exactly one is there. C stands for `channel`
-or `channel64` below, and D for `data` or `data64`. `data` nests at most 64 deep, with at most 131072 values in lists
+or `channel64` below, and D for `data` or `data64`. `data` nests at most 64 deep, with at most 16384 values in lists
 and maps; its integers fit 64 bits, its floats are finite, the keys of its maps are text; no ext. Bin deeper inside
 `data` is base64 text to those who get JSON.
 
 CLIENT TO DAEMON. Any may have ref? (text of at most 128, or an integer below 2**53), and is then answered by ok, error
 or what it asks for, with the same `ref`. Those with D, and text, may have priority? (0 to 255, lower first, 128) and
-ephemeral? (may be dropped when a receiver is slow, false).
+ephemeral? (may be dropped when a receiver is slow, false). Priorities order direct messages, broadcasts, and messages
+that have no offset; those with an offset come in the order of their offsets, whatever their priority.
 
-    hello        version (1), name?, token?, tags? (text to text, 32 at most), resume? (from an earlier welcome)
+    hello        version (1), name?, token?, tags? (text to text, 32 at most, no "=" in a key), resume? (from an earlier
+                 welcome)
     subscribe    C, recover? {epoch, offset}: also what came after that position
     unsubscribe  C
     publish      C, D
@@ -30,6 +32,10 @@ ephemeral? (may be dropped when a receiver is slow, false).
     list         C?                                       presence   C
     history      C, since? {epoch, offset}, limit?
     ping, pong   ts, pad? (ping: to be ignored)           close      code? (1000), reason?
+
+A NAME AND TAGS OF A HELLO ARE CLAIMS, which nobody checks: other sessions may have the same ones, and "name:NAME" and
+"tag:KEY=VALUE" reach all of them. Tags that a token or a signed handshake gives win over them. Who must reach one
+session alone names its id.
 
 DAEMON TO CLIENT. `from` is the id of the session that sent it, absent where none did. `epoch` and `offset` are there
 where the channel has a history; another epoch is another history.
@@ -45,6 +51,11 @@ where the channel has a history; another epoch is another history.
     ok           ref?; subscribe: C, epoch?, offset?, recovered?; publish, direct, broadcast: delivered? (sessions)
     error        ref?, code, message: invalid, denied, not-found, too-large, rate, unsupported, too-many
     close        code? (1000), reason?, retry_after?: the connection ends behind it
+
+`recovered` is false where something after the position to recover from is gone, is too much, or may not be read by this
+session: it goes on from the position it is told. A history has as many messages as fit (the first after `since`, else
+the newest), and at least one: who wants more asks again with another `since`. Joined and left are hints: only those who
+may ask who is there are told, not where much waits for them, and not of all when many come and go.
 
 Codes of close are those of RFC 6455 section 7.4.1, and 4008 too slow a reader, 4009 replaced by another connection,
 4010 removed. After an error the connection stays.
@@ -91,6 +102,7 @@ that says something; `=` the whole frame of the JSON above it.
       = 00000022 7b2274797065223a2270696e67222c227473223a313733323139303030303030307d
     < {"type":"pong","ts":1732190000000}
     < {"type":"error","code":"denied","message":"cannot publish to chat:room: ...","ref":2}
+    < {"type":"error","code":"denied","message":"cannot subscribe to chat:room: ...","channel":"chat:room"}
     < {"type":"close","code":1001,"reason":"the daemon stops","retry_after":2.5}
     > {"type":"close"}
 
@@ -173,6 +185,12 @@ class _Told(Struct, frozen=True, tag_field="type", omit_defaults=True):
 
 class _Numbered(Struct, frozen=True, tag_field="type", omit_defaults=True, kw_only=True):
     """A request, or an answer to one: `ref` is the client's own reference."""
+
+    ref: _Ref | None = None
+
+
+class _Reference(Struct, frozen=True):
+    """Of any message, no more than its reference."""
 
     ref: _Ref | None = None
 
@@ -362,6 +380,8 @@ class Ok(_Numbered, frozen=True, tag="ok"):
 class Error(_Numbered, frozen=True, tag="error"):
     code: str
     message: str
+    channel: _Name = UNSET
+    channel64: _Name64 = UNSET
 
 
 Request: TypeAlias = (
@@ -407,6 +427,10 @@ _EVENTS: dict[Format, Callable[[bytes], Any]] = {
     "json": msgspec.json.Decoder(Event).decode,
     "messagepack": msgspec.msgpack.Decoder(Event).decode,
 }
+_REFERENCES: dict[Format, Callable[[bytes], _Reference]] = {
+    "json": msgspec.json.Decoder(_Reference).decode,
+    "messagepack": msgspec.msgpack.Decoder(_Reference).decode,
+}
 _ENCODERS: dict[Format, Callable[[Any], bytes]] = {
     "json": msgspec.json.Encoder().encode,
     "messagepack": msgspec.msgpack.Encoder().encode,
@@ -416,6 +440,14 @@ _ENCODERS: dict[Format, Callable[[Any], bytes]] = {
 def decode_request(payload: bytes, format: Format) -> Request:
     """What a client asks for. Raises ProtocolError (close 1007) and nothing else, whatever the bytes."""
     return _decode(_REQUESTS, "request", payload, format)  # type: ignore[no-any-return]
+
+
+def ref_of(payload: bytes, format: Format) -> int | str | None:
+    """The reference of a request that could not be read, where at least that can be: its error then has it too."""
+    try:
+        return _REFERENCES[format](payload).ref
+    except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
+        return None
 
 
 def decode_event(payload: bytes, format: Format) -> Event:
@@ -476,7 +508,7 @@ _JSON_BEGINS = (b"{", b" ", b"\t", b"\r", b"\n")
 def _decode(decoders: dict[Format, Callable[[bytes], Any]], what: str, payload: bytes, format: Format) -> Any:
     try:
         if format == "messagepack":
-            plain.check_messagepack(payload)
+            plain.check_messagepack(payload, bounded=decoders is _REQUESTS)
         message = decoders[format](payload)
         for check in _CHECKS.get(type(message), ()):
             check(message)
@@ -533,7 +565,7 @@ def _check_messages(message: History) -> None:
 
 _CHECKS: dict[type, tuple[Callable[[Any], None], ...]] = {
     **dict.fromkeys((Subscribe, Unsubscribe, AskPresence, AskHistory, Joined, Left, Presence), (_check_channel,)),
-    **dict.fromkeys((ListClients, Ok), (_check_maybe_channel,)),
+    **dict.fromkeys((ListClients, Ok, Error), (_check_maybe_channel,)),
     **dict.fromkeys((Publish, Message), (_check_channel, _check_data)),
     **dict.fromkeys((SendDirect, SendBroadcast, Direct, Broadcast), (_check_data,)),
     **dict.fromkeys((Binary, BinaryEvent), (_check_binary,)),

@@ -14,6 +14,7 @@ Rules:
 from __future__ import annotations
 
 import math
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 64
 """How deep lists and maps may nest."""
-MAX_VALUES = 2**17
-"""How many values there may be in lists and maps, all together."""
+MAX_VALUES = 2**14
+"""How many values there may be in lists and maps, all together. More belongs into bytes: looking at each takes up to
+0.3 us, and whatever else the daemon has to do waits meanwhile."""
 _MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
 _HARMLESS = frozenset({str, bytes, bool, type(None)})
 _CONTAINERS = frozenset({list, dict})
@@ -32,6 +34,8 @@ _NOT_FINITE = "NaN and infinity have no JSON"
 _TOO_LONG = "an integer does not fit 64 bits"
 _FEW = 16
 """Up to so many values a loop is faster than what C code takes to begin."""
+_AROUND = 64
+"""Values of a message around its data, at most."""
 _SMALL = 4096
 """Bytes of MessagePack that no choice of keys makes slow: half a millisecond at worst."""
 
@@ -59,10 +63,8 @@ def _check(values: Collection[Any], depth: int, left: int) -> int:
             if kind is int:
                 if not _MIN_INT <= value <= _MAX_INT:
                     raise ValueError(_TOO_LONG)
-            elif kind is list:
-                left = _check(value, depth + 1, left)
-            elif kind is dict:
-                left = _check_map(value, depth + 1, left)
+            elif kind in _CONTAINERS:
+                left = _check_within(value, depth, left)
             elif kind is not float:
                 raise ValueError(f"a value is of type {kind.__name__}, which JSON has not")
             elif not math.isfinite(value):
@@ -70,11 +72,17 @@ def _check(values: Collection[Any], depth: int, left: int) -> int:
     return left
 
 
-def _check_map(value: dict[Any, Any], depth: int, left: int) -> int:
+def _check_within(value: list[Any] | dict[Any, Any], depth: int, left: int) -> int:
+    """The same for a list or map that is one of the values at `depth`."""
+    if not value and depth < MAX_DEPTH:
+        return left
+    if type(value) is list:
+        return _check(value, depth + 1, left)
+    assert isinstance(value, dict)
     for key in value:
         if type(key) is not str:
             raise ValueError(_NO_KEY)
-    return _check(value.values(), depth, left)
+    return _check(value.values(), depth + 1, left)
 
 
 def _check_many(values: Collection[Any], depth: int, left: int) -> int:
@@ -91,24 +99,24 @@ def _check_many(values: Collection[Any], depth: int, left: int) -> int:
         raise ValueError(f"a value is of type {min(kind.__name__ for kind in others)}, which JSON has not")
     if kinds & _CONTAINERS:
         for value in values:
-            if type(value) is list:
-                left = _check(value, depth + 1, left)
-            elif type(value) is dict:
-                left = _check_map(value, depth + 1, left)
+            if type(value) in _CONTAINERS and (value or depth >= MAX_DEPTH):
+                left = _check_within(value, depth, left)
     return left
 
 
-def check_messagepack(payload: bytes) -> None:
-    """Raise ValueError for MessagePack that would be slow to decode (see above). Says nothing about anything else."""
+def check_messagepack(payload: bytes, *, bounded: bool = True) -> None:
+    """Raise ValueError for MessagePack that would be slow to decode (see above). Says nothing about anything else.
+
+    Not `bounded`: of any number of values, as in what the daemon makes of many messages that were bounded each.
+    """
     if len(payload) > _SMALL:
         with suppress(IndexError):  # it ends too early, which the decoder says better
-            _scan(payload)
+            _scan(payload, MAX_VALUES + _AROUND if bounded else sys.maxsize)
 
 
-def _scan(payload: bytes) -> None:
+def _scan(payload: bytes, total: int) -> None:
     outer: list[tuple[int, bool]] = []
     at, left, is_map = 0, 1, False
-    total = MAX_VALUES + 64  # those of `data`, and of the message around it
     while True:
         while not left:
             if not outer:
@@ -120,6 +128,8 @@ def _scan(payload: bytes) -> None:
         left -= 1
         if size := _SIZES[first]:
             at += size
+        elif first in _SHORT:
+            at += 2 + payload[at + 1]
         elif first in _LENGTHS:
             width, extra = _LENGTHS[first]
             at += 1 + width + extra + int.from_bytes(payload[at + 1 : at + 1 + width], "big")
@@ -139,7 +149,7 @@ def _scan(payload: bytes) -> None:
 
 def _size(first: int) -> int:
     """Bytes of a MessagePack value that begins with this one; 0: that is not all there is to it."""
-    if first < 0x80 or first >= 0xE0:
+    if first <= 0x80 or first == 0x90 or first >= 0xE0:  # small integers, the empty map, the empty list
         return 1
     if 0xA0 <= first < 0xC0:
         return 1 + (first & 0x1F)
@@ -155,10 +165,12 @@ def _size(first: int) -> int:
 
 
 _SIZES = tuple(map(_size, range(256)))
+_SHORT = (0xC4, 0xD9)
+"""bin and str with one byte of length."""
 _LENGTHS = {
     # bin, ext (which has a byte of type as well), str
-    **dict(zip((0xC4, 0xC5, 0xC6), ((1, 0), (2, 0), (4, 0)), strict=True)),
+    **dict(zip((0xC5, 0xC6), ((2, 0), (4, 0)), strict=True)),
     **dict(zip((0xC7, 0xC8, 0xC9), ((1, 1), (2, 1), (4, 1)), strict=True)),
-    **dict(zip((0xD9, 0xDA, 0xDB), ((1, 0), (2, 0), (4, 0)), strict=True)),
+    **dict(zip((0xDA, 0xDB), ((2, 0), (4, 0)), strict=True)),
 }
 """First byte -> bytes of the length behind it, and bytes between that and what is counted."""

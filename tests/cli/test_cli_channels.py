@@ -48,6 +48,61 @@ def test_some_of_them(api, netctl):
     assert netctl("channels", "list", "x").stdout == "no channels that begin with 'x'\n"
 
 
+HUB = {
+    "sessions": 1,
+    "channels": 2,
+    "subscriptions": 3,
+    "resumable": 1,
+    "histories": 1,
+    "history_messages": 1,
+    "history_bytes": 2048,
+    "history_evicted": 4,
+    "opened": 12,
+    "messages_in": 1,
+    "messages_out": 5,
+    "published": 2,
+    "delivered": 6,
+    "refused": 1,
+    "dropped": 0,
+    "namespaces": [
+        {"name": "", "channels": 0, "published": 0, "delivered": 0, "refused": 1},
+        {"name": "chat", "channels": 2, "published": 2, "delivered": 6, "refused": 0},
+    ],
+}
+
+
+def test_info_has_the_totals_of_the_hub(api, netctl):
+    answer = {"hub": HUB, "reactor": {"streams": 1}}
+    api.answer("GET", "/v1/hub", answer)
+    assert words(netctl("channels", "info").stdout) == [
+        "1 session, 1 that may come back, 12 so far",
+        "2 channels heard, 3 subscriptions",
+        "published 2 messages, delivered 6",
+        "received 1 request, sent 5 messages; 1 request refused",
+        "1 history: 1 message kept, 2.0 KiB, 4 given up for others",
+        "",
+        "NAMESPACE CHANNELS PUBLISHED DELIVERED REFUSED",
+        '"" 0 0 0 1',
+        "chat 2 2 6 0",
+    ]
+    assert json.loads(netctl("channels", "info", "--json").stdout) == answer
+
+
+def test_info_without_namespaces_says_what_that_means(api, netctl):
+    api.answer("GET", "/v1/hub", {"hub": HUB | {"namespaces": []}, "reactor": {}})
+    assert "clients can use no channel" in netctl("channels", "info").stdout
+
+
+def test_one_is_no_plural(api, netctl):
+    api.answer("GET", "/v1/channels/chat:a", CHAT | {"subscribers": 1, "history": 1, "presence": [ALICE]})
+    assert words(netctl("channels", "show", "chat:a").stdout)[0] == "chat:a 1 subscriber, 1 message kept, at e-1:7"
+    api.answer("GET", "/v1/channels/chat:a/events", stream((None, "missed", {"count": 1}), ("e-1-8", "message", LIVE)))
+    assert (
+        "-- 1 message is missing here: this reader is too slow --"
+        in netctl("channels", "tail", "chat:a", "--count", "1").stdout
+    )
+
+
 def test_show_tells_who_hears_it(api, netctl):
     api.answer("GET", "/v1/channels/chat:a", CHAT | {"presence": [ALICE]})
     said = netctl("channels", "show", "chat:a").stdout
@@ -76,6 +131,14 @@ def test_publish(api, netctl):
     said = netctl("channels", "publish", "chat:a", "--as", "json", "[1]", "--priority", "0", "--json")
     assert json.loads(said.stdout) == {"delivered": 2}
     assert api.requests[-1].body == {"data": [1], "priority": 0}
+
+
+def test_publish_says_what_the_daemon_remarks(api, netctl):
+    remark = "no namespace 'secret' is configured: clients cannot hear it"
+    api.answer("POST", "/v1/channels/secret:x/messages", {"delivered": 0, "remark": remark})
+    assert netctl("channels", "publish", "secret:x", "x").stdout == f"delivered to 0 sessions ({remark})\n"
+    said = json.loads(netctl("channels", "publish", "secret:x", "x", "--json").stdout)
+    assert said == {"delivered": 0, "remark": remark}
 
 
 def test_publish_without_access_is_the_daemons_refusal(api, netctl):

@@ -17,9 +17,11 @@ from contextlib import contextmanager
 import pytest
 import trio
 
+from netd.cli.data import plain_value
 from netd.cli.framed_bench import Times
-from netd.cli.framed_dial import _place, plain_value, tags_of
-from netd.cli.framed_view import item_json, item_line, shown, size
+from netd.cli.framed_dial import _place, tags_of
+from netd.cli.framed_view import item_json, item_line, shown
+from netd.cli.output import size
 from netd.client.framed_session import Gap
 from netd.wire import handshake, messages
 from netd.wire.messages import (
@@ -157,7 +159,7 @@ def test_info_says_what_listens_who_is_here_and_what_went_wrong(api, netctl):
         "3 sessions, 1 arriving, 12 so far",
         "received 1 message, 2.0 KiB",
         "sent 70 messages, 3.0 MiB",
-        "backpressure 2 times, drained 1 times; 5 messages dropped",
+        "backpressure 2 times, drained 1 time; 5 messages dropped",
         "not let in: 4 tls",
     ]
     assert json.loads(netctl("framed", "info", "--json").stdout) == STATUS
@@ -233,7 +235,7 @@ def test_data_becomes_a_payload_as_codec_and_form_say(netctl, options, payload):
     async def serve(peer):
         link = await peer.accept()
         assert await link.receive() == payload
-        await link.close()
+        await link.ended()
 
     with served(serve) as address:
         assert netctl("framed", "send", address, *options).exit_code == 0
@@ -245,7 +247,7 @@ def test_send_lines_of_a_pipe_several_times_by_priority_and_with_a_handshake(tmp
         shaken = handshake.parse(await link.receive())
         assert (shaken.version, shaken.tags) == ("1.0", {"device": "alpha"})
         assert [await link.receive() for _ in range(4)] == [b"one", b"two", b"one", b"two"]
-        await link.close()
+        await link.ended()
 
     with served(serve) as address:
         command = [sys.executable, "-m", "netd.cli.main", "framed", "send", address, "-", "--lines", "--count", "2"]
@@ -330,10 +332,140 @@ def test_misuse(netctl, misused):
     assert netctl("framed", *misused).exit_code == 2
 
 
-def test_an_address_that_is_none(netctl):
-    said = netctl("framed", "send", "nonsense", "x")
-    assert (said.exit_code, said.stdout) == (76, "")
-    assert said.stderr.startswith("netctl: cannot connect to 'nonsense': write \"host:9000\"")
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["nonsense"], "cannot connect to 'nonsense': write \"host:9000\""),
+        (["h:1", "--codec", "nosuch"], "cannot find codec 'nosuch': there are raw, text"),
+        (["h:1", "--codec", "no.such:codec"], "cannot find codec 'no.such:codec'"),
+        (["h:1", "--sign", "nosuch.pem"], "'nosuch.pem' does not exist"),
+        (["h:1", "--ca", "nosuch.pem"], "'nosuch.pem' does not exist"),
+        (["h:1", "--sign", __file__], "cannot read a private key"),
+        (["h:1", "--ca", __file__], "cannot use the TLS files"),
+        (["h:1", "--recover", "foo"], "cannot recover from 'foo': write EPOCH:OFFSET"),
+    ],
+    ids=["address", "codec", "codec's module", "key", "authorities", "no key", "no authorities", "position"],
+)
+def test_misuse_is_said_before_anything_is_connected(netctl, options, why):
+    address, *more = options
+    said = netctl("framed", "listen", address, "public:a", *more)
+    assert (said.exit_code, said.stdout) == (2, "")
+    assert why in " ".join(said.stderr.split())
+
+
+# --- plain payloads that nobody takes ---------------------------------------------------------------------------------
+
+
+def refusing(*events, format="json"):
+    """A peer that takes one payload, answers so and hangs up if the last word is a close."""
+
+    async def serve(peer):
+        link = await peer.accept()
+        await link.receive()
+        await link.send(*(messages.encode(event, format) for event in events))
+        if not isinstance(events[-1], messages.Close):
+            await link.ended()
+        await link.close()
+
+    return serve
+
+
+@pytest.mark.parametrize(
+    "more", [[], ["--answer"], ["--codec", "json"], ["--codec", "cbor"], ["--count", "3"]], ids=str
+)
+@pytest.mark.parametrize(
+    ("events", "format", "code", "why"),
+    [
+        (
+            [messages.Close(1002, "not my version")],
+            "json",
+            76,
+            r"closed it, protocol \(1002\): not my version",
+        ),
+        ([messages.Close(4321)], "json", 1, r"closed it, closed \(4321\)"),
+        ([Error(code="invalid", message="cannot read the request")], "messagepack", 64, "refused it: .*--channel"),
+        ([Ping(1), Error(code="denied", message="cannot")], "json", 77, "refused it: cannot; "),
+    ],
+    ids=["version", "a code of its own", "operations", "denied"],
+)
+def test_a_plain_payload_that_is_refused_says_so(netctl, events, format, code, why, more):
+    if "--answer" in more and isinstance(events[0], Ping):
+        events = events[1:]
+    with served(refusing(*events, format=format)) as address:
+        said = netctl("framed", "send", address, '"hello"', "--handshake-version", "9", *more)
+    assert (said.exit_code, said.stdout) == (code, "")
+    assert re.search(f"cannot send a plain payload to {address}: the peer {why}", said.stderr)
+
+
+@pytest.mark.parametrize(("more", "wanted"), [([], "a handshake"), (["--tag", "a=b"], "another handshake")])
+def test_a_peer_that_hangs_up_without_a_word_may_have_taken_it_or_not(netctl, more, wanted):
+    async def serve(peer):
+        link = await peer.accept()
+        await link.receive()
+        await link.close()
+
+    with served(serve) as address:
+        said = netctl("framed", "send", address, "hello", *more)
+    assert said.exit_code == 69
+    assert said.stderr == (
+        f"netctl: cannot tell whether {address} took it: "
+        f"the peer ended the connection before it said anything; does it want TLS, or {wanted}?\n"
+    )
+
+
+def test_a_tls_server_is_recognised_by_its_alert(netctl):
+    async def serve(peer):
+        link = await peer.accept()
+        await link.stream.receive_some(65536)
+        await link.send_raw(bytes.fromhex("15030300020246"))
+        await link.close()
+
+    with served(serve) as address:
+        said = netctl("framed", "send", address, "hello")
+    assert said.exit_code == 69
+    assert said.stderr.endswith("does it want TLS?\n")
+
+
+def test_what_comes_back_is_no_refusal(netctl):
+    async def serve(peer):
+        link = await peer.accept()
+        await link.send(await link.receive())
+        await link.send(b'{"type": "message", "channel": "public:a", "data": 1}', b"\x81")
+        await link.close()
+
+    with served(serve) as address:
+        said = netctl("framed", "send", address, '{"type": "error", "code": "x", "message": "y"}')
+    assert (said.exit_code, said.stderr) == (0, "")
+
+
+def test_answers_that_do_not_come_say_why(netctl):
+    async def serve(peer):
+        link = await peer.accept()
+        await link.send(await link.receive())
+        await link.close()
+
+    with served(serve) as address:
+        said = netctl("framed", "send", address, "hello", "--count", "3", "--answer")
+    assert said.exit_code == 1
+    assert said.stderr == "netctl: cannot get all answers: 2 had not come: the peer ended the connection\n"
+
+
+@pytest.mark.parametrize("verb", [["listen", "public:a"], ["connect"], ["send", "x", "--channel", "public:a"]])
+@pytest.mark.parametrize("more", [[], ["--codec", "json"]], ids=str)
+def test_a_peer_that_does_not_speak_operations_is_told_at_once(verb, more):
+    async def echo(peer):
+        link = await peer.accept()
+        await link.send(await link.receive())
+        await link.ended()
+        await peer.stop()  # whoever came back would be refused
+
+    with served(echo) as address:
+        command = [sys.executable, "-W", "error", "-m", "netd.cli.main", "framed", verb[0], address, *verb[1:], *more]
+        said = subprocess.run(command, input="", capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (said.returncode, said.stdout) == (69, "")
+    assert said.stderr.startswith(f"netctl: cannot use operations with {address}: the peer does not speak them")
+    assert said.stderr.endswith("is its mode operations?\n")
+    assert said.stderr.count("\n") == 1
 
 
 # --- listen -----------------------------------------------------------------------------------------------------------
@@ -660,6 +792,27 @@ def test_bench_recognises_a_server_that_is_no_echo(netctl):
             said = netctl("framed", "bench", address, "--connections", "1", "--timeout", "0.05")
         assert said.exit_code == 69
         assert re.search(rf"cannot measure {address}: {why}; is its mode echo\?", said.stderr)
+
+
+@pytest.mark.parametrize("options", [[], ["--operations"], ["--size", "100000"]], ids=str)
+def test_bench_says_that_it_may_have_reached_a_limit(netctl, options):
+    async def full(peer):
+        first = await peer.accept()
+        second = await peer.accept()
+        await second.stream.receive_some(1)
+        await second.abort()
+        await first.ended()
+
+    async def full_of_sessions(peer):
+        link = await peer.accept()
+        await link.receive()
+        await link.abort()
+
+    with served(full_of_sessions if "--operations" in options else full) as address:
+        said = netctl("framed", "bench", address, "--connections", "2", "--timeout", "9", *options)
+    assert said.exit_code == 69
+    assert f"cannot go on: {address} ended one of 2 before it said anything; it may have reached a limit" in said.stderr
+    assert "netctl framed info" in said.stderr
 
 
 def test_bench_through_the_message_path(netctl):

@@ -92,6 +92,19 @@ def test_a_list_fits_the_terminal_and_cuts_no_id(api, netctl):
     assert "\x1b" not in said
 
 
+def test_a_narrow_list_keeps_names_rather_than_addresses_and_ids_that_still_find_their_session(api, netctl):
+    alike = ALICE | {"id": f"{ID[:10]}0-0000", "name": "alike"}
+    api.answer("GET", "/v1/sessions", page(ALICE, BOB, alike), page(ALICE))
+    said = netctl("sessions", "list", COLUMNS="36").stdout
+    assert max(map(len, said.splitlines())) <= 36
+    listed = words(said)
+    assert [line.split()[0] for line in listed[1:]] == [ID[:11], BOB["id"][:11], alike["id"][:11]]
+    assert listed[0] == "ID NAME"
+    roomy = words(netctl("sessions", "list", COLUMNS="60").stdout)
+    assert roomy[0].startswith("ID NAME TRANSPORT")
+    assert roomy[1].startswith(f"{ID[:8]} alice framed, TLS")
+
+
 def test_a_list_into_a_pipe_has_everything(api, netctl):
     api.answer("GET", "/v1/sessions", page(ALICE, total=5))
     said = words(netctl("sessions", "list").stdout)
@@ -162,7 +175,7 @@ def test_one_that_is_several_or_nobody_is_not_guessed(api, netctl):
 def test_show_with_its_path_is_the_table_of_hops(api, netctl):
     api.answer("GET", f"/v1/sessions/{ID}", VIEW).answer("POST", f"/v1/sessions/{ID}/trace", PATH)
     said = words(netctl("sessions", "show", ID, "--path", "--max-hops", "9").stdout)
-    begin = said.index("Path: 3 hops, path 8.10 ms, by UDP beside it, 9 probes")
+    begin = said.index("Path: 2 routers in between, 3 hops, path 8.10 ms, by UDP beside it, 9 probes")
     assert said[begin + 1 :] == [
         "TTL ROUTER RTT ms BEST MEAN WORST JITTER LOSS",
         "1 10.0.1.1 1.20 1.00 1.20 1.50 0.250 25 %",
@@ -170,6 +183,24 @@ def test_show_with_its_path_is_the_table_of_hops(api, netctl):
         "3 192.0.2.7:50312 7.90 7.50 8.10 9.20 0.500 ← destination",
     ]
     assert api.requests[-1].query == [("max_hops", "9")]
+
+
+def test_a_destination_without_a_router_before_it_is_told_alike_in_table_and_json(api, netctl):
+    here = PATH | {"dest_ttl": 1, "hops": [], "probes": 1, "address": "127.0.0.1:50312"}
+    api.answer("GET", f"/v1/sessions/{ID}", VIEW).answer("POST", f"/v1/sessions/{ID}/trace", here)
+    said = words(netctl("sessions", "show", ID, "--path").stdout)
+    begin = said.index("Path: 0 routers in between, 1 hop, path 8.10 ms, by UDP beside it, 1 probe")
+    assert said[begin + 2] == "1 127.0.0.1:50312 7.90 0.500 ← destination"
+    found = json.loads(netctl("sessions", "show", ID, "--path", "--json").stdout)["path"]
+    assert (found["hops"], found["dest_ttl"]) == ([], 1)
+
+
+def test_one_is_no_plural(api, netctl):
+    one = VIEW | {"messages_in": 1, "messages_out": 1, "dropped": 1, "refused": 1}
+    api.answer("GET", f"/v1/sessions/{ID}", one)
+    said = words(netctl("sessions", "show", ID).stdout)
+    for line in ("received 1 message, 2.0 KiB", "sent 1 message, 4.8 MiB", "dropped 1 message", "refused 1 message"):
+        assert line in said
 
 
 def test_a_session_that_cannot_be_traced_says_why(api, netctl):
@@ -283,6 +314,12 @@ def test_ids_names_and_tags_are_completed(api):
     assert dict(api.requests[-1].query) == {"limit": "50", "id": "3f"}
     assert completed(api, "sessions", "kick", "name:a") == ["name:alice"]
     assert completed(api, "sessions", "send", "tag:d") == ["tag:device=alpha"]
+
+
+def test_transports_are_completed(api):
+    api.answer("GET", "/v1/sessions", page(ALICE, BOB, BOB | {"transport": "websocket"}))
+    assert completed(api, "sessions", "list", "--transport", "") == ["framed", "websocket"]
+    assert completed(api, "sessions", "list", "--transport", "f") == ["framed"]
 
 
 def test_completion_says_nothing_when_the_daemon_does_not(api):

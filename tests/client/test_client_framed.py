@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from netd.client import FramedClient, Reconnect
+from netd.client import FramedClient, Reconnect, framed_connection
 from netd.client.framed_connection import Connection
 from netd.errors import DaemonUnreachable, ProtocolError
 from netd.wire import handshake
@@ -342,6 +342,9 @@ async def test_last_words_that_lie_in_the_kernel_are_found_although_writing_fail
             self.written.set()
             raise trio.BrokenResourceError
 
+        def send_nowait(self, data: bytes) -> None:
+            self.unsent = True  # left to `send`
+
         async def receive(self) -> bytes:
             await self.written.wait()
             await trio.testing.wait_all_tasks_blocked()  # the writer has met its end, and been left to think about it
@@ -551,6 +554,35 @@ async def test_a_client_is_entered_once_and_used_inside_only(peer):
     with pytest.raises(ProtocolError, match="cannot enter a client twice"):
         async with client:
             pass
+
+
+async def test_whoever_waits_for_an_answer_does_not_wait_for_the_writers_turn(peer):
+    async with FramedClient(peer.address, linger=0.01) as client:
+        link = await peer.accept()
+        client._connection.link.send = None  # whoever calls it fails
+        for wait in (client.receive, client.receive_all):
+            for number in range(3):
+                await client.send(b"%d" % number)
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await wait()
+            assert client.telemetry().queued_bytes == 0
+            assert [await link.receive() for _ in range(3)] == [b"0", b"1", b"2"]
+        await client.send(b"last")
+        await client.flush()
+        assert await link.receive() == b"last"
+        del client._connection.link.send
+
+
+async def test_a_connection_that_breaks_as_it_is_pushed_is_a_loss_like_any(peer, monkeypatch):
+    monkeypatch.setattr(framed_connection, "LAST_WORDS", 0.0)
+    async with FramedClient(peer.address, reconnect=False) as client:
+        link = await peer.accept()
+        client._connection.link._stream.socket.shutdown(trio.socket.SHUT_WR)
+        await client.send(b"x")
+        with pytest.raises(DaemonUnreachable, match="broken pipe"):
+            await client.receive()
+        await link.close()
 
 
 async def test_flush_waits_until_the_kernel_has_it(peer):

@@ -232,6 +232,32 @@ async def test_leaving_over_tls_loses_nothing_although_much_was_not_read(authori
     assert received == [b"y" * 10_000] * 100
 
 
+@pytest.mark.parametrize("tls", [False, True])
+async def test_what_the_kernel_does_not_take_at_once_goes_first_and_is_not_torn(authority, tls):
+    received = []
+
+    async def serve() -> None:
+        link = await peer.accept()
+        await begin.wait()
+        received.extend([await link.receive() for _ in range(2)])
+        await link.ended()
+        await link.abort()
+
+    begin, context = trio.Event(), serving(authority.issue("127.0.0.1")) if tls else None
+    async with FramedPeer(tls=context) as peer, trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        async with FramedClient(peer.address, tls=authority.file if tls else None, linger=PATIENCE) as client:
+            for letter, priority in ((b"a", 128), (b"b", 0)):
+                await client.send(letter * 3_000_000, priority=priority)
+                with trio.CancelScope() as scope:
+                    scope.cancel()
+                    await client.receive()  # begins to wait, so that what is queued goes out; and is cancelled
+            assert client.telemetry().counters.bytes_out == 3_000_004, "what could not be sent whole was begun"
+            begin.set()
+            await client.flush()
+    assert received == [b"a" * 3_000_000, b"b" * 3_000_000]
+
+
 async def _all(link, received) -> None:
     while True:
         received.append(await link.receive())

@@ -142,6 +142,30 @@ def test_a_server_that_is_not_there_and_wrong_use():
     assert not [thread for thread in threading.enumerate() if thread.name == "netd-client"]
 
 
+def test_on_state_that_calls_the_client_is_told_so_rather_than_waiting_for_itself():
+    refusals, names = [], []
+
+    def on_state(state):
+        names.append((state.name, client.state.name))
+        for call in (lambda: client.send(b"x"), client.telemetry, lambda: client.__exit__(None)):
+            with pytest.raises(ProtocolError, match="from within on_state") as caught:
+                call()
+            refusals.append(caught.value.origin)
+
+    async def serve(peer):
+        link = await peer.accept()
+        assert await link.receive() == b"after"
+        await link.close()
+
+    with served(serve) as address:
+        client = SyncFramedClient(address, reconnect=False, on_state=on_state)
+        with client:
+            client.send(b"after")
+            assert list(client) == []
+    assert names[1:] == [("connected", "connected"), ("closed", "closed")]
+    assert set(refusals) == {"local"}
+
+
 def test_calls_from_other_threads_end_when_the_client_does():
     async def serve(peer):
         link = await peer.accept()

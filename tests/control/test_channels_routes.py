@@ -11,6 +11,7 @@ import trio.testing
 
 from netd.control import tail
 from netd.control.routes.messages import shown
+from netd.errors import TooBusy
 from netd.net.http import HttpLimits
 from tests.control.conftest import ROOT, USER
 from tests.control.test_events import Stream
@@ -111,7 +112,7 @@ NAMES = {"chat:a%2Fb%2Fhistory": b"chat:a/b/history", "%ff%00": b"\xff\x00", "ch
 async def test_a_name_in_a_path_is_its_bytes(root, reader, host, encoded):
     session = FakeSession(host.hub)
     host.hub.subscribe(session.session, NAMES[encoded], checked=False)
-    assert (await root.post(f"/v1/channels/{encoded}/messages", json={"data": "x"})).json() == {"delivered": 1}
+    assert (await root.post(f"/v1/channels/{encoded}/messages", json={"data": "x"})).json()["delivered"] == 1
     answer = (await root.get(f"/v1/channels/{encoded}")).json()
     assert (answer["name"].encode() if answer["name"] else b64decode(answer["name64"])) == NAMES[encoded]
     history = await reader.get(f"/v1/channels/{encoded}/history")
@@ -135,12 +136,21 @@ async def test_a_name_has_1_to_255_bytes(root):
 # --- publishing and history -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("channel", "namespace"), [("secret:x", "secret"), ("plain", "")])
+async def test_a_channel_of_no_namespace_is_said_to_be_one(root, reader, channel, namespace):
+    answer = (await root.post(f"/v1/channels/{channel}/messages", json={"data": "x"})).json()
+    remark = f"no namespace '{namespace}' is configured: clients cannot hear it"
+    assert answer == {"delivered": 0, "remark": remark}
+    error = error_of(await reader.get(f"/v1/channels/{channel}/history"), 409)
+    assert error["message"].endswith(f": there is no namespace '{namespace}' (hub.namespace)")
+
+
 async def test_what_is_published_reaches_subscribers_and_the_history(root, reader, host):
     sessions = [FakeSession(host.hub) for _ in range(3)]
     for one in sessions:
         host.hub.subscribe(one.session, b"chat:a", checked=False)
     assert (await root.post("/v1/channels/chat:a/messages", json={"data": {"n": 1}})).json() == {"delivered": 3}
-    assert (await root.post("/v1/channels/chat:a/messages", json={"data64": "AP8="})).json() == {"delivered": 3}
+    assert (await root.post("/v1/channels/chat:a/messages", json={"data64": "AP8="})).json()["delivered"] == 3
     said = [one for one in sessions[0].said if one["type"] == "message"]
     assert [(one["offset"], one.get("data", one.get("data64"))) for one in said] == [(1, {"n": 1}), (2, "AP8=")]
     answer = (await reader.get("/v1/channels/chat:a/history")).json()
@@ -348,6 +358,19 @@ async def test_there_are_only_so_many_readers(tailing, host, autojump_clock, mon
     assert (refused["event"], json.loads(refused["data"])["error"]["kind"]) == ("error", "too-busy")
     await first.peer.vanish()
     await trio.testing.wait_all_tasks_blocked()
+    assert (await (await tailing.open()).next())["event"] == "subscribed"
+
+
+async def test_a_reader_whom_the_hub_does_not_let_in_takes_no_place(tailing, host, autojump_clock, monkeypatch):
+    monkeypatch.setattr(tail, "MAX_TAILS", 1)
+
+    def full(session):
+        raise TooBusy("cannot open a session: the hub is full")
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(host.hub, "open", full)
+        refused = await (await tailing.open()).next()
+        assert (refused["event"], "hub is full" in refused["data"]) == ("error", True)
     assert (await (await tailing.open()).next())["event"] == "subscribed"
 
 

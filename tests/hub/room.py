@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from netd.hub.config import HubConfig, Namespace, OutboxConfig, Token
+from netd.hub.config import HubConfig, Namespace, Token
 from netd.hub.hub import Hub
 from netd.hub.outbox import Outbox, OutboxRules
 from netd.hub.session import Session
@@ -138,4 +138,4 @@ def fields(channel: bytes | str) -> dict[str, Any]:
     return messages.channel_fields(channel if isinstance(channel, bytes) else channel.encode())
 
 
-__all__ = ["OPEN", "OutboxConfig", "Person", "Position", "Room", "Speaks", "config", "fields", "public"]
+__all__ = ["OPEN", "Person", "Position", "Room", "Speaks", "config", "fields", "public"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from netd.errors import ConfigError, ProtocolError, TooBusy
-from netd.hub.config import Namespace, OutboxConfig, Token
+from netd.hub.config import Namespace, Token
 from netd.hub.history import Publication
 from netd.hub.outbox import OutboxRules
-from netd.hub.permissions import Refusal
+from netd.hub.permissions import Permissions, Refusal
 from netd.hub.seams import MemoryBackplane
+from netd.hub.tokens import Tokens
 from netd.wire.messages import (
     Broadcast,
     Close,
@@ -20,6 +21,7 @@ from netd.wire.messages import (
     Joined,
     Left,
     Message,
+    Ok,
     Publish,
     SendDirect,
     Subscribe,
@@ -214,8 +216,8 @@ def test_a_slow_consumer_goes_while_messages_are_handed_out_and_nobody_else_noti
 
 @pytest.mark.parametrize("prompt", [True, False])
 def test_a_thousand_that_overflow_at_once_end_without_recursion(prompt: bool):
-    """Each tells the others that it left, which makes the next one overflow."""
-    room = Room(config(public(join_leave=True)))
+    """Each tells the others that it left."""
+    room = Room(config(public(join_leave=True, join_leave_rate=1e6)))
     rules = OutboxRules()
     crowd = [room.person(b"public:a", rules=rules, prompt=prompt) for _ in range(1000)]
     stays = room.person(b"public:a")
@@ -429,6 +431,27 @@ def test_a_token_that_is_gone_leaves_its_session_anonymous_and_out_of_its_channe
     assert person.closed == []
 
 
+def test_finished_tokens_leave_nothing_that_could_fail():
+    room = Room()
+    new = config(tokens=[Token(name="t", file="/nowhere")])
+    tokens = Tokens(new, {"t": SECRET})
+    room.hub.reconfigure(new, tokens=tokens)
+    assert room.hub.config is new
+    assert room.hub.tokens is tokens
+
+
+def test_a_reload_looks_only_at_channels_that_are_not_open_to_all():
+    room = Room(config(public(), public("team")))
+    person = room.person(b"public:a", b"team:a")
+    asked = []
+    check = Permissions.check
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Permissions, "check", lambda *call: asked.append(call[2:]) or check(*call))
+        room.hub.reconfigure(config(public(), Namespace(name="team")))
+    assert asked == [("subscribe", b"team:a")]
+    assert person.session.channels == {b"public:a"}
+
+
 def test_a_configuration_that_cannot_be_changes_nothing():
     room = Room()
     before = room.hub.config, room.hub.permissions, room.hub.tokens
@@ -437,14 +460,6 @@ def test_a_configuration_that_cannot_be_changes_nothing():
     assert (room.hub.config, room.hub.permissions, room.hub.tokens) == before
     room.hub.reconfigure(config(tokens=[Token(name="t", file="/nowhere")]), {"t": SECRET})
     assert room.hub.tokens.resolve(SECRET).token == "t"
-
-
-def test_the_hubs_outbox_rules_follow_the_configuration():
-    room = Room()
-    rules = room.hub.outbox_rules
-    assert (rules.bound, rules.policy) == (5 * 2**20, "disconnect")
-    room.hub.reconfigure(config(outbox=OutboxConfig(bound=70_000, policy="drop-oldest")))
-    assert (rules.bound, rules.policy) == (70_000, "drop-oldest")
 
 
 # --- the backplane ---------------------------------------------------------------------------------------------------
@@ -529,8 +544,9 @@ def test_others_hear_the_message_before_they_hear_who_left_over_it():
     slow = room.person(b"public:a", rules=OutboxRules(300))
     after = room.person(b"public:a")
     slow.heard()
-    room.hub.publish(b"public:a", "x" * 300)
-    assert [type(event) for event in after.heard()] == [Message, Left]
+    room.hub.publish(b"public:a", "x" * 150)
+    room.hub.publish(b"public:a", "x" * 150)
+    assert [type(event) for event in after.heard()] == [Message, Message, Left]
 
 
 def test_who_leaves_while_the_backplane_looks_history_up_is_not_put_back():
@@ -549,6 +565,18 @@ def test_who_leaves_while_the_backplane_looks_history_up_is_not_put_back():
     assert one.heard() == two.heard() == []
     assert stays.said() == ["x"]
     assert room.hub.info().subscriptions == 1
+
+
+def test_what_is_held_follows_the_answer_whatever_its_priority():
+    backplane = Later()
+    room = Room(config(public(history_size=10), public("plain")), backplane=backplane)
+    person = room.person()
+    for channel in ("public:a", "plain:a"):
+        person.ask(Subscribe(ref=1, channel=channel))
+        room.hub.publish(channel.encode(), "urgent", priority=0)
+        room.hub.publish(channel.encode(), "fleeting", priority=0, ephemeral=True)
+        backplane.answer()
+        assert [type(event) for event in person.heard()] == [Ok, Message, Message]
 
 
 def test_too_much_while_the_backplane_looks_history_up_is_told_as_a_loss():
@@ -599,6 +627,100 @@ def test_what_sessions_counted_outlives_them():
         before.dropped,
     )
     assert (after.sessions, after.channels, after.subscriptions, after.opened) == (0, 0, 0, 2)
+
+
+def test_coming_and_going_cuts_nobody_off():
+    """However often it happens, and whatever the policy; a message still does."""
+    room = Room(config(public(join_leave=True, join_leave_rate=1e6)))
+    people = {
+        policy: room.person(b"public:a", rules=OutboxRules(2000, policy))
+        for policy in ("disconnect", "drop-oldest", "drop-ephemeral")
+    }
+    for person in people.values():
+        person.heard()
+    flaps = room.person()
+    for _ in range(500):
+        room.hub.subscribe(flaps.session, b"public:a")
+        room.hub.unsubscribe(flaps.session, b"public:a")
+    for person in people.values():
+        assert person.closed == person.pressed == []
+        assert 700 < person.outbox.size <= 1000
+        assert person.session.dropped + len(person.heard()) == 1000
+    while not people["disconnect"].closed:
+        room.hub.publish(b"public:a", "x" * 100)
+
+
+def test_coming_and_going_is_told_a_few_times_a_second():
+    room = Room(config(public(join_leave=True, join_leave_rate=4)))
+    person, flaps = room.person(b"public:a", b"public:b"), room.person()
+
+    def flap(times: int) -> int:
+        for _ in range(times):
+            room.hub.subscribe(flaps.session, b"public:a")
+            room.hub.unsubscribe(flaps.session, b"public:a")
+        return len(person.heard())
+
+    assert flap(50) == 4
+    room.now += 0.5
+    assert flap(50) == 2
+    room.now -= 3600
+    assert flap(50) == 0
+    room.now += 1
+    assert flap(50) == 4
+    room.hub.subscribe(flaps.session, b"public:b")  # each channel has its own
+    assert [type(event) for event in person.heard()] == [Joined]
+
+
+def test_only_those_who_may_ask_who_is_there_are_told_who_comes():
+    token = Token(name="t", secret=SECRET, presence=["asked:*"])
+    shut = {"subscribe": "anyone", "join_leave": True}
+    room = Room(
+        config(
+            Namespace(name="shut", presence="nobody", **shut),
+            Namespace(name="asked", **shut),
+            public("untracked", join_leave=True, track_presence=False),
+            public(join_leave=True),
+            tokens=[token],
+        )
+    )
+    channels = (b"shut:a", b"asked:a", b"untracked:a", b"public:a")
+    anyone, holder = room.person(*channels), room.person()
+    holder.hello(token=SECRET)
+    own = room.person(internal=True)
+    for channel in channels:
+        room.hub.subscribe(holder.session, channel)
+        room.hub.subscribe(own.session, channel, checked=False)
+    anyone.heard()
+    comes = room.person(*channels)
+
+    def told(person) -> list[tuple[str, type]]:
+        return [(event.channel, type(event)) for event in person.heard()]
+
+    assert told(anyone) == [("public:a", Joined)]
+    assert told(holder) == [("asked:a", Joined), ("public:a", Joined)]
+    assert told(own) == [(channel.decode(), Joined) for channel in channels]
+    comes.leave()
+    assert told(anyone) == [("public:a", Left)]
+    assert told(holder) == [("asked:a", Left), ("public:a", Left)]
+
+
+def test_channels_are_told_in_parts():
+    room = Room(config(public(history_size=5), public("other")))
+    room.person(*(f"public:{n}" for n in range(5)), "other:a")
+    for name in (b"public:0", b"public:9", b"public:\xff"):
+        room.hub.publish(name, "x")
+
+    def names(*part, **more) -> list[bytes]:
+        return [info.name for info in room.hub.channels(*part, **more)]
+
+    everything = [b"other:a", *(b"public:%d" % n for n in (0, 1, 2, 3, 4, 9)), b"public:\xff"]
+    assert names() == everything
+    assert names(b"public:") == everything[1:]
+    assert names(limit=3) == everything[:3]
+    assert names(b"public:", b"public:3", 2) == [b"public:4", b"public:9"]
+    assert names(after=b"public:9") == [b"public:\xff"]
+    assert names(b"none") == names(limit=0) == []
+    assert room.hub.channels(limit=2)[1].history == 1
 
 
 def test_joined_and_left_where_the_namespace_says_so():

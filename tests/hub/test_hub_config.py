@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from netd.hub.config import HubConfig, Namespace, OutboxConfig, Token
-from netd.hub.outbox import OutboxRules
+from netd.hub.config import HubConfig, Namespace, Token
 from netd.runtime.diff import changes, strictest
 from netd.section import Effect
 
@@ -35,8 +34,9 @@ def test_the_defaults_allow_clients_nothing_but_the_application():
         ({"token": [{"name": "t", "secret": SECRET, "publish": ["a*b"]}]}, "may only stand at its end"),
         ({"token": [{"name": "t", "secret": SECRET, "publish": [""]}]}, "1 to 255 bytes"),
         ({"token": [{"name": "t", "secret": SECRET, "publish": ["é" * 128 + "*"]}]}, "1 to 255 bytes"),
-        ({"outbox": {"bound": 10}}, "65536"),
-        ({"outbox": {"policy": "hope"}}, "drop-oldest"),
+        ({"token": [{"name": "t", "secret": SECRET, "tags": {"a=b": "c"}}]}, 'no "=" in its key'),
+        ({"namespace": [{"name": "a", "recover": "some"}]}, "anyone"),
+        ({"outbox": {"bound": 65536}}, "Extra inputs"),
         ({"unknown": 1}, "Extra inputs"),
     ],
 )
@@ -61,12 +61,5 @@ def test_any_change_is_live():
         token=[Token(name="t", secret=SECRET + "x", subscribe=["*"])],
         direct="anyone",
         max_sessions=3,
-        outbox=OutboxConfig(bound=70_000, policy="drop-oldest"),
     )
     assert strictest(changes(old, new)) is Effect.LIVE
-
-
-def test_outbox_rules_follow_the_configuration():
-    rules = OutboxRules()
-    OutboxConfig(bound=80_000, policy="drop-ephemeral").apply(rules)
-    assert (rules.bound, rules.high, rules.low, rules.policy) == (80_000, 40_000, 10_000, "drop-ephemeral")

@@ -40,17 +40,17 @@ from netd.wire.messages import (
 from tests.hub.room import Person, Position, Room, config, fields, public
 
 SECRET = "a secret of enough characters"
-TOKEN = Token(name="t", secret=SECRET, subscribe=["team:*"], publish=["team:*"])
+TOKEN = Token(name="t", secret=SECRET, subscribe=["team:*"], publish=["team:*"], presence=["team:*"])
 CHANNELS = (b"open:1", b"open:2", b"aged:1", b"aged:2", b"team:1", b"nowhere:1", b"open:\xff")
 CONFIGS = (
     config(
-        public("open", history_size=4, join_leave=True),
+        public("open", history_size=4, join_leave=True, join_leave_rate=1e6),
         public("aged", history_size=3, history_seconds=10),
-        Namespace(name="team"),
+        Namespace(name="team", join_leave=True, join_leave_rate=1e6),
         tokens=[TOKEN],
     ),
     config(
-        public("open", history_size=2, join_leave=True),
+        public("open", history_size=2, join_leave=True, join_leave_rate=1e6),
         public("aged", history_size=30),
         Namespace(name="team", history_size=2, history="anyone"),
         max_channels=4,
@@ -58,7 +58,7 @@ CONFIGS = (
     ),
     config(public("open", history_size=50, max_subscribers=2), Namespace(name="team", ephemeral=True), tokens=[TOKEN]),
     config(
-        public("open", history_size=50, join_leave=True),
+        public("open", history_size=50, join_leave=True, join_leave_rate=1e6, recover="nobody"),
         public("aged", history_size=50, history_seconds=5),
         history_bytes=3000,
     ),
@@ -137,6 +137,8 @@ class HubModel(RuleBasedStateMachine):
         if rules is None:
             return False
         who = getattr(rules, what)
+        if what == "recover":
+            who = who or rules.history
         return who == "anyone" or (who == "token" and peer.token and channel.startswith(b"team:"))
 
     def send(self, peer: Peer, what: Any, priority: int = 128, ephemeral: bool = False) -> bool:
@@ -186,7 +188,7 @@ class HubModel(RuleBasedStateMachine):
         if not there:
             del self.order[channel]
         elif self.tells(channel):
-            self.hand_out(channel, Left(session=peer.id, name=peer.name, **fields(channel)))
+            self.news(channel, Left(session=peer.id, name=peer.name, **fields(channel)))
 
     def tells(self, channel: bytes) -> bool:
         rules = self.rules_of(channel)
@@ -194,6 +196,16 @@ class HubModel(RuleBasedStateMachine):
 
     def hand_out(self, channel: bytes, what: Any, priority: int = 128, ephemeral: bool = False) -> int:
         return sum(self.send(peer, what, priority, ephemeral) for peer in list(self.order.get(channel, ())))
+
+    def news(self, channel: bytes, what: Any) -> None:
+        """Of who comes and goes: for those who may ask, and have little waiting."""
+        for peer in self.order.get(channel, ()):
+            if peer.ended or not self.may(peer, "presence", channel):
+                continue
+            if peer.size + len(messages.encode(what, "json")) > peer.person.rules.bound // 2:
+                peer.dropped += 1
+            else:
+                self.send(peer, what, 128, ephemeral=True)
 
     def record(self, channel: bytes) -> Record:
         """The record that has to be there now; its epoch is as the hub says, and never one that was there before."""
@@ -222,7 +234,7 @@ class HubModel(RuleBasedStateMachine):
         if offset is not None:
             record.entries.append((offset, self.room.now, message))
             del record.entries[: -rules.history_size]
-        reached = self.hand_out(channel, message, priority, ephemeral)
+        reached = self.hand_out(channel, message, priority if offset is None else 128, ephemeral)
         self.settle()
         return reached
 
@@ -359,8 +371,9 @@ class HubModel(RuleBasedStateMachine):
             record = self.record(channel)
             start = Position(record.epoch, record.offset)
             if since is not None and not already and since.epoch == record.epoch and since.offset <= record.offset:
+                may = self.may(peer, "recover", channel) or since.offset == record.offset
                 after = [message for offset, _, message in self.visible(channel) if offset > since.offset]
-                if len(after) == record.offset - since.offset:
+                if may and len(after) == record.offset - since.offset:
                     start, missed, recovered = since, after, True
             self.positions = [*self.positions[-30:], (channel, Position(record.epoch, record.offset))]
         if not peer.slow:
@@ -372,7 +385,7 @@ class HubModel(RuleBasedStateMachine):
             peer.hears[channel] = peer.slow
             others = self.order.setdefault(channel, [])
             if self.tells(channel):
-                self.hand_out(channel, Joined(session=peer.id, name=peer.name, **fields(channel)))
+                self.news(channel, Joined(session=peer.id, name=peer.name, **fields(channel)))
             others.append(peer)
             self.settle()
 
@@ -437,6 +450,7 @@ class HubModel(RuleBasedStateMachine):
         self.unsubscribe(self.peers.index(peer), channel)
         for _ in range(count):
             self.say(None, channel, "z", 128, False)
+        self.reconcile()  # someone slow may have gone, and a channel is quiet from now on
         self.wait(seconds, True)
         self.reconcile()
         self.subscribe(self.peers.index(peer), channel, len(self.positions) - 1)
@@ -482,7 +496,7 @@ class HubModel(RuleBasedStateMachine):
             if target.ended:
                 break
             if self.tells(channel):
-                self.hand_out(channel, Joined(session=target.id, name=target.name, **fields(channel)))
+                self.news(channel, Joined(session=target.id, name=target.name, **fields(channel)))
             target.hears[channel] = True
             self.order[channel].append(target)
             self.settle()

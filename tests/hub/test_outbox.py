@@ -53,6 +53,20 @@ def test_what_is_pushed_is_taken_in_order_and_marked_once():
     assert owner.marks == 2
 
 
+@pytest.mark.parametrize("policy", ["disconnect", "drop-oldest", "drop-ephemeral"])
+def test_what_is_offered_never_takes_more_than_half(policy: str):
+    box, owner = outbox(100, policy)
+    assert box.offer(b"a" * 30)
+    assert box.push(b"b" * 15)
+    assert not box.offer(b"c" * 6)
+    assert box.offer(b"d" * 5)
+    assert (box.size, box.messages, box.dropped, owner.told) == (50, 3, 1, [])
+    assert everything(box) == b"a" * 30 + b"b" * 15 + b"d" * 5
+    box.finish()
+    assert not box.offer(b"e")
+    assert box.dropped == 1
+
+
 def test_a_lower_priority_number_goes_first_and_equals_keep_their_order():
     box, owner = outbox()
     for data, priority in ((b"n1", 128), (b"z1", 255), (b"u1", 0), (b"n2", 128), (b"z2", 255), (b"u2", 0)):
@@ -127,16 +141,42 @@ def test_disconnect_gives_the_memory_back_and_lets_the_owner_say_its_last_words(
 
 def test_last_words_that_do_not_fit_end_nothing_twice():
     box, owner = outbox(10, last=b"far more than fits")
-    assert not box.push(b"x" * 11)
+    box.push(b"x" * 5)
+    assert not box.push(b"x" * 6)
     assert owner.told == ["overflow"]
     assert box.size == 0
 
 
-def test_what_does_not_fit_by_itself_is_never_taken_in():
-    for policy in ("drop-oldest", "drop-ephemeral"):
+@pytest.mark.parametrize("policy", ["disconnect", "drop-oldest", "drop-ephemeral"])
+def test_what_does_not_fit_by_itself_is_dropped_and_nobody_pays_for_it(policy):
+    for ephemeral in (True, False):
         box, owner = outbox(100, policy)
-        assert not box.push(b"x" * 101, ephemeral=True)
-        assert (box.size, box.dropped, owner.told) == (0, 1, [])
+        box.push(b"waits")
+        assert not box.push(b"x" * 101, ephemeral=ephemeral)
+        assert (box.size, box.dropped, owner.told) == (5, 1, [])
+        assert box.push(b"after")
+        assert everything(box) == b"waitsafter"
+
+
+@pytest.mark.parametrize("policy", ["disconnect", "drop-oldest", "drop-ephemeral"])
+def test_the_last_message_goes_past_the_bound_and_behind_all_that_waits(policy):
+    box, owner = outbox(10, policy)
+    box.push(b"n" * 8)
+    box.push(b"u", 0)
+    box.push(b"z", 255)
+    box.finish(b"goodbye")
+    assert not box.push(b"more")
+    box.finish(b"again")
+    assert "overflow" not in owner.told
+    assert (box.size, box.messages, box.dropped) == (17, 4, 0)
+    assert everything(box) == b"u" + b"n" * 8 + b"zgoodbye"
+
+    box, owner = outbox(10, policy)
+    box.finish(b"goodbye")
+    assert (owner.marks, everything(box)) == (1, b"goodbye")
+    box.clear()
+    box.finish(b"too late")
+    assert box.size == 0
 
 
 def test_drop_oldest_makes_room_from_what_is_no_more_urgent():
@@ -224,9 +264,10 @@ def test_dropped_messages_of_one_chunk_are_all_counted():
 def test_pressure_ends_when_dropping_empties_the_outbox():
     """Or whoever was paused for it would be paused for ever: nothing is left to be taken."""
     box, owner = outbox(10, "drop-ephemeral")
+    box.push(b"k")
     box.push(b"e" * 9, ephemeral=True)
-    assert not box.push(b"f" * 11, ephemeral=True)
-    assert (box.size, owner.told) == (0, [True, False])
+    assert not box.push(b"f" * 10, ephemeral=True)
+    assert (box.size, owner.told) == (1, [True, False])
 
 
 def test_rules_that_change_hold_from_the_next_message():
@@ -239,6 +280,18 @@ def test_rules_that_change_hold_from_the_next_message():
     box.rules.bound = 10_000
     assert box.push(b"z" * 4000)
     assert box.dropped == 1
+
+
+def test_rules_that_leave_more_room_end_the_pressure_at_once():
+    box, owner = outbox(100)
+    box.push(b"x" * 60)
+    box.reconsider()
+    assert owner.told == [True]
+    box.rules.bound = 200
+    box.reconsider()
+    box.reconsider()
+    assert owner.told == [True, False]
+    assert not box.pressed
 
 
 def test_clear_ends_it():

@@ -109,3 +109,21 @@ def test_names_that_cannot_be(name: bytes):
         valid(name)
     assert caught.value.code == "invalid"
     assert len(str(caught.value)) < 150
+
+
+def test_a_recovery_is_as_history_unless_told_otherwise():
+    room = Room(
+        config(
+            Namespace(name="a", history="anyone"),
+            Namespace(name="b", history="anyone", recover="nobody"),
+            Namespace(name="c", history="nobody", recover="token"),
+            tokens=[Token(name="t", secret=SECRET, history=["c:*"])],
+        )
+    )
+    person = room.person()
+    permits = room.hub.permissions.permits
+    names = (b"a:x", b"b:x", b"c:x", b"d:x")
+    assert [permits(person.session, "recover", name) for name in names] == [True, False, False, False]
+    person.hello(token=SECRET)
+    assert [permits(person.session, "recover", name) for name in names] == [True, False, True, False]
+    assert all(realm.refused == 0 for realm in room.hub.permissions.realms())

@@ -38,7 +38,7 @@ from netd.wire.messages import (
     TextEvent,
     Unsubscribe,
 )
-from tests.hub.room import Position, Room, config, public
+from tests.hub.room import Position, Room, Speaks, config, public
 
 SECRET = "a secret of enough characters"
 
@@ -100,7 +100,7 @@ def test_tags_are_bounded_together():
     room = Room(config(tokens=[Token(name="t", secret=SECRET, tags={f"t{n}": "" for n in range(20)})]))
     person = room.person(tags={"from": "handshake"})
     answer = error(person.ask(Hello(version=1, token=SECRET, tags={f"h{n}": "" for n in range(12)})))
-    assert answer.message == "cannot have 33 tags: 32 is the most, with those of the token"
+    assert answer.message == "cannot have 33 tags: 32 is the most, with those of the token and of the handshake"
     assert (dict(person.session.tags), person.session.token) == ({"from": "handshake"}, None)
     secret = person.hello(tags={f"h{n}": "" for n in range(31)}).resume
     person.leave()
@@ -108,6 +108,91 @@ def test_tags_are_bounded_together():
     again.hello(resume=secret, tags={"new": "1"})
     assert dict(again.session.tags) == {"new": "1"}
     assert again.session.id == person.session.id
+
+
+def test_a_hello_does_not_touch_the_tags_of_a_signed_handshake_or_of_a_token():
+    room = Room(config(tokens=[Token(name="t", secret=SECRET, tags={"role": "probe", "site": "a"})]))
+    person = room.person(tags={"device": "own"}, fixed_tags={"device": "alpha", "site": "b"})
+    person.hello(tags={"device": "beta", "site": "c", "role": "admin", "own": "1"})
+    assert dict(person.session.tags) == {"device": "alpha", "site": "b", "role": "admin", "own": "1"}
+    assert room.hub.find("tag:device=beta") == []
+    person.hello(token=SECRET)
+    assert dict(person.session.tags) == {"device": "alpha", "site": "a", "role": "probe", "own": "1"}
+    assert room.hub.find("tag:role=admin") == room.hub.find("tag:site=b") == []
+    assert room.hub.find("tag:role=probe") == [person.session]
+
+
+def test_a_tokens_tags_go_with_it():
+    other = "another secret of enough characters"
+    room = Room(
+        config(
+            tokens=[
+                Token(name="t", secret=SECRET, tags={"role": "admin", "a": "1"}),
+                Token(name="u", secret=other, tags={"b": "2"}),
+            ]
+        )
+    )
+    person, leaves = room.person(), room.person()
+    person.hello(token=SECRET, tags={"own": "1"})
+    person.hello(token=other)
+    assert dict(person.session.tags) == {"own": "1", "b": "2"}
+    assert room.hub.find("tag:role=admin") == []
+    person.hello(token=SECRET)
+
+    # on a reload: others, then none
+    room.hub.reconfigure(config(tokens=[Token(name="t", secret=SECRET, tags={"role": "guest", "own": "2"})]))
+    assert dict(person.session.tags) == {"role": "guest", "own": "2"}
+    assert room.hub.find("tag:role=guest") == room.hub.find("tag:own=2") == [person.session]
+    secret = leaves.hello(token=SECRET, tags={"own": "3"}).resume
+    leaves.leave()
+    room.hub.reconfigure(config())
+    assert dict(person.session.tags) == {"own": "1"}
+    assert room.hub.find("tag:role=guest") == room.hub.find("tag:own=2") == []
+
+    # on resuming without the token
+    again = room.person()
+    again.hello(resume=secret)
+    assert again.session.id == leaves.session.id
+    assert (again.session.token, dict(again.session.tags)) == (None, {"own": "3"})
+
+
+def test_tags_vouched_for_are_not_resumed_but_new_ones_win():
+    room = Room()
+    first = room.person(fixed_tags={"device": "alpha"})
+    secret = first.hello(tags={"device": "x", "own": "1"}).resume
+    first.leave()
+    again = room.person(fixed_tags={"own": "2"})
+    again.hello(resume=secret)
+    assert dict(again.session.tags) == {"device": "x", "own": "2"}
+
+
+def test_a_reload_that_brings_too_many_tags_leaves_claims_out():
+    room = Room(config(tokens=[Token(name="t", secret=SECRET)]))
+    person = room.person(fixed_tags={"f": ""})
+    person.hello(token=SECRET, tags={f"h{n}": "" for n in range(31)})
+    room.hub.reconfigure(config(tokens=[Token(name="t", secret=SECRET, tags={f"t{n}": "" for n in range(31)})]))
+    assert set(person.session.tags) == {"f", *(f"t{n}" for n in range(31))}
+    assert room.hub.find("tag:h0=") == []
+    person.leave()
+    assert room.hub._targets == {}
+
+
+def test_a_session_without_tags_holds_nothing_of_its_own():
+    sessions = [Room().person().session for _ in range(2)]
+    for each in ("tags", "own_tags", "fixed_tags"):
+        assert getattr(sessions[0], each) is getattr(sessions[1], each)
+    tagged = Room().person(tags={"a": "b"}).session
+    assert tagged.tags is tagged.own_tags
+
+
+def test_no_equals_sign_in_a_tags_key():
+    """Or "tag:a=b=c" stood for two tags."""
+    person = Room().person()
+    answer = error(person.ask(Hello(version=1, tags={"a=b": "c"}, ref=1)))
+    assert (answer.code, answer.ref) == ("invalid", 1)
+    assert "'a=b'" in answer.message
+    person.hello(tags={"a": "b=c"})
+    assert person.room.hub.find("tag:a=b=c") == [person.session]
 
 
 def test_a_session_is_resumed_once_with_its_id_name_and_tags():
@@ -278,14 +363,78 @@ def test_long_lists_are_refused_by_name():
 
 def test_an_answer_without_room_is_an_error_and_not_the_end():
     room = Room(config(public(history_size=100)))
-    for _ in range(50):
-        room.hub.publish(b"public:a", "x" * 100)
+    room.hub.publish(b"public:a", "x" * 1950)
     person = room.person(rules=OutboxRules(2000))
     answer = error(person.ask(AskHistory(channel="public:a", ref=1)))
     assert (answer.code, answer.ref) == ("too-large", 1)
     assert person.closed == []
+    for _ in range(50):
+        room.hub.publish(b"public:a", "x" * 100)
     (page,) = person.ask(AskHistory(channel="public:a", limit=3))
     assert len(page.messages) == 3
+
+
+def test_a_history_is_as_much_as_fits_and_can_be_gone_on_from():
+    room = Room(config(public(history_size=100)))
+    for number in range(40):
+        room.hub.publish(b"public:a", f"{number:4}" * 25)
+    epoch = room.hub.channel(b"public:a").epoch
+    person = room.person(rules=OutboxRules(4000))
+    found, since = [], 0
+    while since < 40:
+        (page,) = person.ask(AskHistory(channel="public:a", since=Position(epoch, since)))
+        found += [each.offset for each in page.messages]
+        assert len(page.messages) > 1
+        since = found[-1]
+    assert found == list(range(1, 41))
+    (newest,) = person.ask(AskHistory(channel="public:a"))
+    assert newest.messages[-1].offset == 40
+    # what is longer in JSON than it is in memory is tried again with less
+    for _ in range(10):
+        room.hub.publish(b"public:a", "\x00" * 200)
+    (page,) = person.ask(AskHistory(channel="public:a"))
+    assert 0 < len(page.messages) < 4
+    assert page.messages[-1].offset == 50
+
+
+def test_nothing_that_has_no_room_is_encoded():
+    encoder = Speaks()
+    room = Room(config(public(history_size=100, max_message=2**20)))
+    for _ in range(50):
+        room.hub.publish(b"public:a", ["x" * 60_000, []])
+    room.hub.publish(b"public:b", "x" * 100_000)
+    crowd = [room.person("public:a", tags={str(n): "v" * 100 for n in range(30)}) for _ in range(20)]
+    assert len(crowd) == 20
+    person = room.person(encoder=encoder, rules=OutboxRules(50_000))
+    encoder.encoded = 0
+    for request in (
+        AskHistory(channel="public:a", ref=1),
+        AskHistory(channel="public:b", ref=1),
+        AskPresence(channel="public:a", ref=1),
+        ListClients(ref=1),
+    ):
+        answer = error(person.ask(request))
+        assert answer.code == "too-large"
+        assert "there is room for 50000" in answer.message
+    assert encoder.encoded <= 5  # the errors, and one message of a value that may have become shorter
+    encoder.encoded = 0
+    epoch = room.hub.channel(b"public:a").epoch
+    assert person.hear("public:a", Position(epoch, 0)).recovered is False
+    assert encoder.encoded == 1
+    # a value's length is known when it is encoded: that ends with the first that has no room
+    other = room.person(encoder=encoder, rules=OutboxRules(1_200_000))
+    encoder.encoded = 0
+    assert other.hear("public:a", Position(epoch, 0)).recovered is False
+    assert encoder.encoded < 25
+
+
+def test_one_answer_of_history_is_about_a_mebibyte():
+    room = Room(config(public(history_size=100)))
+    for _ in range(50):
+        room.hub.publish(b"public:a", "x" * 60_000)
+    (page,) = room.person().ask(AskHistory(channel="public:a"))
+    assert len(page.messages) == 2**20 // 60_300
+    assert page.messages[-1].offset == 50
 
 
 def test_history_is_paged():
@@ -410,6 +559,37 @@ def test_a_clock_that_is_set_back_refuses_nobody_for_longer():
     assert error(person.ask(Ping(ts=1))).code == "rate"
     room.now += 1
     assert isinstance(person.ask(Ping(ts=1))[0], Pong)
+
+
+def test_garbage_is_paced_and_not_answered_each_time():
+    room = Room(config(messages_per_second=2, burst=3))
+    person = room.person()
+    for number in range(1000):
+        room.hub.refuse(person.session, ProtocolError("bad"), number)
+    assert [(each.code, each.ref) for each in person.heard()] == [
+        *(("invalid", n) for n in range(3)),
+        ("rate", 3),
+    ]
+    assert (person.session.messages_in, person.session.refused) == (1000, 1000)
+    assert error(person.ask(Ping(ts=1, ref=1))).code == "rate"  # the same buckets
+    room.now += 1
+    for _ in range(5):
+        room.hub.refuse(person.session, ProtocolError("bad"))
+    assert [each.code for each in person.heard()] == ["invalid", "invalid", "rate"]
+
+
+def test_garbage_and_pongs_pay_for_their_bytes():
+    room = Room(config(bytes_per_second=100))
+    person = room.person()
+    for _ in range(5):
+        assert person.ask(Pong(ts=1), 20) == []
+    for _ in range(5):
+        room.hub.refuse(person.session, ProtocolError("bad"), size=20)
+        room.hub.handle(person.session, Pong(ts=1), 20)
+    assert [each.code for each in person.heard()] == ["rate"]
+    assert error(person.ask(Ping(ts=1, ref=1), 20)).code == "rate"
+    room.now += 1
+    assert person.ask(Pong(ts=1), 20) == []
 
 
 def test_a_namespaces_rate_is_each_sessions_own():

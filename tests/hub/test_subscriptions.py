@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 
 from netd.errors import Denied
-from netd.hub.config import Namespace
+from netd.hub.config import Namespace, Token
 from netd.hub.outbox import OutboxRules
 from netd.hub.permissions import Refusal
 from netd.wire.messages import Error, Message, Subscribe
 from tests.hub.room import Position, Room, config, public
+
+SECRET = "a secret of enough characters"
 
 
 def said(room: Room, *data: object, channel: bytes = b"public:a") -> None:
@@ -120,6 +122,58 @@ def test_recovering_is_bounded_by_max_listed():
     said(room, *range(11))
     assert room.person().hear("public:a", Position(epoch, 0)).recovered is False
     assert room.person().hear("public:a", Position(epoch, 1)).recovered
+
+
+def test_who_may_recover_is_a_permission():
+    token = Token(name="t", secret=SECRET, history=["own:*", "token:*"])
+    room = Room(
+        config(
+            public("shut", history_size=5, history="nobody"),
+            public("own", history_size=5, history="nobody", recover="token"),
+            public("lent", history_size=5, history="nobody", recover="anyone"),
+            public("kept", history_size=5, history="anyone", recover="nobody"),
+            public("token", history_size=5, history="token"),
+            tokens=[token],
+        )
+    )
+    anyone, holder = room.person(), room.person()
+    holder.hello(token=SECRET)
+    for name, who in {"shut": "", "own": "holder", "lent": "all", "kept": "", "token": "holder"}.items():
+        channel = f"{name}:a"
+        said(room, 1, 2, channel=channel.encode())
+        epoch = room.hub.channel(channel.encode()).epoch
+        for person in (anyone, holder):
+            may = who == "all" or (who == "holder" and person is holder)
+            ok = person.hear(channel, Position(epoch, 0))
+            assert (ok.recovered, ok.offset) == ((True, 0) if may else (False, 2))
+            assert [each.data for each in person.missed] == ([1, 2] if may else [])
+            room.hub.unsubscribe(person.session, channel.encode())
+            # one who missed nothing is told so
+            assert person.hear(channel, Position(epoch, 2)).recovered
+            room.hub.unsubscribe(person.session, channel.encode())
+    assert anyone.session.refused == 0
+    # the server side is free
+    room.hub.subscribe(
+        anyone.session,
+        b"shut:a",
+        recover=Position(room.hub.channel(b"shut:a").epoch, 0),
+        checked=False,
+    )
+    assert anyone.said() == [1, 2]
+
+
+def test_what_has_an_offset_comes_in_order_whatever_its_priority(room: Room):
+    person = room.person(b"public:a", b"forgetful:a")
+    for priority in (128, 0, 255, 7):
+        room.hub.publish(b"public:a", priority, priority=priority)
+        room.hub.publish(b"forgetful:a", priority, priority=priority)
+    messages = person.heard()
+    assert [each.offset for each in messages if each.offset] == [1, 2, 3, 4]
+    assert [each.data for each in messages if not each.offset] == [0, 7, 128, 255]
+    epoch = messages[2].epoch
+    room.hub.unsubscribe(person.session, b"public:a")
+    assert person.hear("public:a", Position(epoch, 0)).recovered  # the first of all is the Ok
+    assert [each.offset for each in person.missed] == [1, 2, 3, 4]
 
 
 def test_a_subscription_without_ref_still_brings_what_was_missed(room: Room):

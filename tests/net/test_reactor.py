@@ -632,7 +632,7 @@ async def test_a_flood_leaves_other_tasks_their_turn():
         while reactor.snapshot().batches < batches + 2000:
             turns += 1
             await trio.lowlevel.checkpoint()
-        assert turns >= 2000 // 16
+        assert turns >= 2000 // 16 - 1  # the first and the last are not whole
         for end in ends:
             end.outbox.stream.abort("enough")
 

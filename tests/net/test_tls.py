@@ -98,7 +98,7 @@ def test_a_handshake_then_data_then_goodbye(files):
     client, server = shaken(files)
     assert client.handshaken
     assert server.handshaken
-    assert server.version == "TLSv1.3"
+    assert server._object.version() == "TLSv1.3"
     client.encrypt([b"hello ", b"server"])
     server.encrypt([b"hello client"])
     assert transfer(client, server) == (b"hello client", b"hello server")
@@ -154,7 +154,7 @@ def test_alpn(files):
     trust.set_alpn_protocols(["h2", "netd/1"])
     client, server = TlsLayer(trust, server_side=False, server_hostname="127.0.0.1"), TlsLayer(context)
     transfer(client, server)
-    assert client.alpn == server.alpn == "netd/1"
+    assert client._object.selected_alpn_protocol() == server._object.selected_alpn_protocol() == "netd/1"
 
 
 # --- what goes wrong ---

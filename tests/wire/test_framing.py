@@ -98,6 +98,7 @@ def test_any_bytes_obey_the_limit_and_agree_with_relaying(chunks):
         assert all(len(payload) <= 64 for payload in payloads)
         relayed, count = relaying.relay(chunk)
         assert b"".join(relayed) == frames(payloads)
+        assert all(simple(part) and frames(simple(part)) == part for part in relayed)
         assert count == len(payloads)
         assert receiving.buffered == relaying.buffered <= 64 + 4
         assert (receiving.error is None) == (relaying.error is None)
@@ -203,21 +204,17 @@ def test_relaying_copies_nothing_that_it_need_not():
     assert count == 64
     assert chunks[0] is stream
 
-    big = frame(bytes(65536))
+
+def test_the_pieces_of_a_frame_are_relayed_as_one_chunk():
+    """Whoever lets chunks wait puts others between them, and drops single ones."""
+    big, stream = frame(bytes(65536)), frames(MANY)
     first, second = big[:30000], big[30000:]
     relaying = decoder()
     assert relaying.relay(first) == ([], 0)
-    chunks, count = relaying.relay(second)
-    assert count == 1
-    assert chunks[0] is first
-    assert chunks[1] is second
-
+    assert relaying.relay(second) == ([big], 1)
     relaying.relay(first)
-    both = second + stream
-    chunks, count = relaying.relay(both)
-    assert count == 65
-    assert chunks[0] is first
-    assert chunks[1] is both
+    assert relaying.relay(second + stream + first) == ([big + stream], 65)
+    assert relaying.relay(second) == ([big], 1)
 
 
 def test_what_is_relayed_is_bytes_also_after_a_dribble():

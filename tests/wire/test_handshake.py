@@ -93,6 +93,11 @@ def test_tags_become_text():
     assert parse(payload).tags == {"n": "42", "f": "1.5", "big": "1e+21", "t": "true", "s": "x", "minus": "0"}
 
 
+def test_text_full_of_commas_and_brackets_counts_as_one_value():
+    tags = {f'"{i}\\': ",[{" * 40 for i in range(32)}
+    assert parse(handshake.plain("1", tags)).tags == tags
+
+
 def test_null_is_as_good_as_nothing():
     assert parse(b'{"type":"handshake","version":null,"tags":null}') == Handshake(None, {})
 
@@ -116,9 +121,12 @@ def test_null_is_as_good_as_nothing():
         (b'{"type":"handshake","tags":{"a":"%b"}}' % (b"x" * 129), "at most 128"),
         (b'{"type":"handshake","tags":{"%b":"a"}}' % (b"x" * 129), "at most 128"),
         (b'{"type":"handshake","tags":{"a":"\\udc00"}}', "are text"),
+        (b'{"type":"handshake","tags":{"a":"b=c","a=b":"c"}}', '"=" in its key'),
         (json.dumps({"type": "handshake", "tags": {str(i): i for i in range(33)}}).encode(), "at most 32"),
         (b'{"type":"handshake","x":"\xff"}', "utf-8"),
-        (b'{"type":"handshake","x":%b' % (b"[" * 50_000), "nests too deep"),
+        (b'{"type":"handshake","x":%b' % (b"[" * 50_000), "more than 256 values"),
+        (b'{"type":"handshake","x":[%b1]}' % (b"1," * 256), "more than 256 values"),
+        (b'{"type":"handshake","x":"%b' % (b'\\"' * 20_000), "Unterminated"),
         (b'{"type":"handshake","x":"%b"}' % (b"x" * 65536), "above 65536"),
     ],
 )
@@ -303,6 +311,38 @@ def test_the_same_nonce_at_another_time_is_another_handshake():
         check(ours(now=NOW + 2), nonces=nonces)
 
 
+def test_what_is_cheap_to_see_is_seen_before_any_text_is_rebuilt_or_signature_checked(monkeypatch):
+    nonces = Nonces()
+    good = ours(nonce="seen")
+    check(good, nonces=nonces)
+
+    def too_early(*_, **__):
+        raise AssertionError("it should have been refused by now")
+
+    monkeypatch.setattr(handshake, "_check_signature", too_early)
+    monkeypatch.setattr(canonical, "text", too_early)
+    refused(good, "used before", nonces=nonces)
+    refused(changed(good, tags={"a": "other"}), "used before", nonces=nonces)
+    refused(vector("sorted"), "not listed", keys={OTHER})
+    refused(vector("sorted"), "from our clock", now=NOW + 60)
+    refused(vector("sorted"), "remembered already", nonces=Nonces(capacity=0))
+    refused(vector("sorted"), "signed before what is remembered", nonces=Nonces(since=NOW + 10))
+    refused(changed(vector("sorted"), padding="x" * 16384), "above 16384")
+    refused(changed(vector("sorted"), padding=[1] * 256), "more than 256 values")
+
+
+def test_a_forged_one_does_not_use_up_the_nonce():
+    nonces = Nonces()
+    refused(changed(ours(nonce="x"), tags={"a": "forged"}), "its signature", nonces=nonces)
+    assert len(nonces) == 0
+    check(ours(nonce="x"), nonces=nonces)
+
+
+def test_a_signed_one_with_full_tags_passes():
+    tags = {f"{i:0128}": "," * 128 for i in range(32)}
+    assert check(ours(tags=tags)).tags == tags
+
+
 def test_an_unlisted_key_is_refused():
     refused(ours(), "is not listed in handshake.keys", keys={OTHER})
     refused(ours(), "is not listed in handshake.keys", keys=frozenset())
@@ -448,6 +488,16 @@ def test_a_longer_window_does_not_freshen_what_was_forgotten():
     refused(old, "signed before what is remembered here begins", now=NOW + 110, window=3600, nonces=nonces)
     refused(ours(now=NOW + 100), "used before", now=NOW + 3000, window=3600, nonces=nonces)
     assert check(ours(now=NOW + 90), now=NOW + 3000, window=3600, nonces=nonces)
+
+
+def test_what_is_taken_as_the_window_becomes_longer_is_remembered_too():
+    nonces = Nonces(window=30)
+    nonces.take(PUBLIC, "a", NOW, NOW)
+    nonces.window = 3600
+    nonces.take(PUBLIC, "b", NOW, NOW)
+    for nonce in "ab":
+        with pytest.raises(ProtocolError, match="used before"):
+            nonces.take(PUBLIC, nonce, NOW, NOW)
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netd.wire import plain
+from netd.wire import messages, plain
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
 SCALARS = (
@@ -75,8 +75,12 @@ def test_the_bounds_are_inclusive():
     plain.check([2**64 - 1, -(2**63)] * 20)
     plain.check([None] * plain.MAX_VALUES)
     plain.check([[]] * (plain.MAX_VALUES - 1))
+    plain.check([nested(63)] + [None] * 30)
+    for value in (nested(65), [nested(64)] + [None] * 30):
+        with pytest.raises(ValueError, match="nests deeper than 64"):
+            plain.check(value)
     for value in ([None] * (plain.MAX_VALUES + 1), [[None, None]] * (plain.MAX_VALUES // 2)):
-        with pytest.raises(ValueError, match="more than 131072 values"):
+        with pytest.raises(ValueError, match="more than 16384 values"):
             plain.check(value)
 
 
@@ -120,9 +124,28 @@ def test_keys_whose_hashes_collide_never_reach_a_map():
         plain.check_messagepack(payload)
 
 
+def test_a_frame_of_many_values_is_refused_before_it_is_decoded():
+    """Lists cost the most to look at: so many of them would hold up everybody for long."""
+    for many in ([[]] * 30_000, [{}] * 30_000, [[1]] * 15_000, {str(i): 0 for i in range(30_000)}):
+        with pytest.raises(ValueError, match="more than 16384 values"):
+            plain.check_messagepack(msgspec.msgpack.encode(many))
+    plain.check_messagepack(msgspec.msgpack.encode({"type": "publish", "data": [[]] * plain.MAX_VALUES}))
+
+
+def test_what_the_daemon_gathers_of_many_messages_is_not_bounded_as_one_is():
+    pages = [{"data": [[]] * 1000}] * 100
+    plain.check_messagepack(msgspec.msgpack.encode(pages), bounded=False)
+    with pytest.raises(ValueError, match="a map has a key that is not text"):
+        plain.check_messagepack(msgspec.msgpack.encode([*pages, {(1, 2): 3}]), bounded=False)
+    said = [messages.Message(channel="a", data=[[]] * 1000)] * 100
+    history = messages.History(channel="a", epoch="e", offset=100, messages=said)
+    for format in ("json", "messagepack"):
+        assert messages.decode_event(messages.encode(history, format), format) == history
+
+
 def test_counts_and_depths_that_are_only_claimed():
     for lie in (b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff"):
-        with pytest.raises(ValueError, match="more than 131072 values"):
+        with pytest.raises(ValueError, match="more than 16384 values"):
             plain.check_messagepack(b"\x92" + LARGE + lie)
     with pytest.raises(ValueError, match="nests deeper than 64"):
         plain.check_messagepack(b"\x92" + LARGE + b"\x91" * 5000)
@@ -135,6 +158,6 @@ def test_any_bytes_pass_or_are_a_value_error(tail):
     except ValueError as error:
         assert str(error) in (  # noqa: PT017
             "a map has a key that is not text",
-            "more than 131072 values",
+            "more than 16384 values",
             "nests deeper than 64",
         )

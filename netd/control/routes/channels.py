@@ -115,8 +115,8 @@ def router(host: Host) -> APIRouter:
         ] = None,
     ) -> ChannelList:
         """Every channel that is heard or has a history, by name."""
-        begin, beginning = bytes.fromhex(after or ""), prefix.encode()
-        found = [one for one in host.hub.channels() if one.name > begin and one.name.startswith(beginning)]
+        behind = bytes.fromhex(after) if after is not None else None
+        found = host.hub.channels(prefix.encode(), behind, limit + 1)  # one more tells whether there are more
         more = found[limit - 1].name.hex() if len(found) > limit else None
         return ChannelList(channels=[_view(one) for one in found[:limit]], next=more)
 
@@ -140,21 +140,25 @@ def router(host: Host) -> APIRouter:
         since: Since = None,
         limit: Annotated[int, Query(ge=1, le=MAX_LIST)] = 100,
     ) -> ChannelHistory:
-        """The newest messages, or the first after `since`. 409 where the namespace keeps none."""
+        """The newest messages, or the first after `since`. 409 where the namespace keeps none, or there is none."""
         channel = _channel(name)
         page = host.hub.history(channel, _position(since), limit)
         if page is None:
-            raise Conflict(
-                f"cannot read the history of {shown(channel)}: its namespace keeps none (hub.namespace, history_size)"
-            )
+            why = "its namespace keeps none (hub.namespace, history_size)"
+            if _nowhere(host, channel):
+                why = f"there is no namespace {_namespace(channel)} (hub.namespace)"
+            raise Conflict(f"cannot read the history of {shown(channel)}: {why}")
         messages = [message_view(one) for one in page.messages]
         return ChannelHistory(epoch=page.epoch, offset=page.offset, complete=page.complete, messages=messages)
 
-    @routes.post("/channels/{name}/messages")
+    @routes.post("/channels/{name}/messages", response_model_exclude_none=True)
     async def publish(name: Name, body: MessageBody, caller: Write) -> Delivered:
         """Publish a message: no permission is asked for, and the channel's rules of size and history hold."""
-        delivered = host.hub.publish(_channel(name), body.content(), priority=body.priority, ephemeral=body.ephemeral)
-        return Delivered(delivered)
+        channel = _channel(name)
+        delivered = host.hub.publish(channel, body.content(), priority=body.priority, ephemeral=body.ephemeral)
+        if not _nowhere(host, channel):
+            return Delivered(delivered)
+        return Delivered(delivered, f"no namespace {_namespace(channel)} is configured: clients cannot hear it")
 
     @routes.get("/channels/{name}/events", response_class=Response, responses=EVENTS)
     async def follow(
@@ -192,6 +196,18 @@ def _channel(segment: str) -> bytes:
     if not 1 <= len(name) <= MAX_CHANNEL:
         raise NotFound(f"cannot use a channel of {len(name)} bytes: a name has 1 to {MAX_CHANNEL}", path="name")
     return name
+
+
+def _nowhere(host: Host, channel: bytes) -> bool:
+    """Whether the channel is in no namespace that is configured: it is closed to clients then."""
+    realm = host.hub.permissions.realm(channel)
+    return not any(one is realm for one in host.hub.permissions.realms())
+
+
+def _namespace(channel: bytes) -> str:
+    """The name of the namespace that it would be in, as people read it."""
+    head, colon, _ = channel.partition(b":")
+    return shown(head if colon else b"")
 
 
 def _position(text: str | None) -> Position | None:

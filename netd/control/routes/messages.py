@@ -68,9 +68,10 @@ def _reachable(data: JsonValue) -> JsonValue:
 
 @dataclass(frozen=True)
 class Delivered:
-    """How many sessions it has reached so far."""
+    """How many sessions it has reached so far. `remark`, if there is one: what the sender may not expect."""
 
     delivered: int
+    remark: str | None = None
 
 
 class MessageView(BaseModel):

@@ -155,7 +155,7 @@ def router(host: Host) -> APIRouter:
             raise _nobody("kick", text)
         return Kicked(kicked=kicked)
 
-    @routes.post("/{target}/messages")
+    @routes.post("/{target}/messages", response_model_exclude_none=True)
     async def send_message(target: Target, body: MessageBody, caller: Write) -> Delivered:
         """Send a direct message to sessions. 404 if there is none; fewer than there are: an outbox was full."""
         hub, text = host.hub, _text(target)

@@ -159,7 +159,7 @@ class CommandAdapter:
             why = f"cannot start it: {(error.strerror or why).lower()}"
         program, self._program = self._program, None
         if program is not None:
-            with trio.CancelScope(shield=True):  # it is killed at once, and what is killed ends
+            with trio.CancelScope(shield=True):  # bounded: it is killed at once
                 status = await program.end(0.0)
             if isinstance(error, Ended):
                 why = f"{why} ({how(status)})"

@@ -3,7 +3,9 @@
 Rules:
 - it has no capabilities and may not gain any, none of our descriptors, and an environment of PATH, HOME, LANG and TZ;
 - it has a process group of its own, and is killed with all that is in it;
-- what it writes to stderr is read, so that it never blocks on it, and the end of it is kept.
+- what it writes to stderr is read, so that it never blocks on it, and the end of it is kept;
+- nobody waits for long for its end: one that the kernel cannot kill yet (it hangs in a system call, on a disk that does
+  not answer) is left alone, and is reaped by init after us if not by Python before.
 """
 
 from __future__ import annotations
@@ -13,10 +15,15 @@ import signal
 import subprocess
 import sys
 
+import structlog
 import trio
 
 from netd.errors import ProtocolError
 
+log = structlog.get_logger("netd.anomaly")
+
+DEATH = 2.0
+"""Seconds that a process may take to be gone once it was killed."""
 _COMPLAINT = 500  # bytes of stderr that are kept
 _READ = 65536
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "TZ")
@@ -140,8 +147,11 @@ class Program:
             except (ProcessLookupError, PermissionError):
                 return
 
-    async def end(self, patience: float) -> int:
-        """Close its stdin, let it end within `patience` seconds, kill what is left of its group."""
+    async def end(self, patience: float) -> int | None:
+        """Close its stdin, let it end within `patience` seconds, kill what is left of its group.
+
+        Returns how it ended, None for one that is not gone DEATH seconds after it was killed.
+        """
         assert self._process.stdin is not None
         await self._process.stdin.aclose()
         with trio.move_on_after(patience):
@@ -153,14 +163,20 @@ class Program:
                 pass
         self.kill()
         self._reaped = True
-        status = await self._process.wait()
+        status = None
+        with trio.move_on_after(DEATH):
+            status = await self._process.wait()
+        if status is None:
+            log.warning("adapter is left alone: it was killed and is not gone", pid=self.pid, seconds=DEATH)
         for stream in (self._process.stdout, self._process.stderr):
             if stream is not None:
                 await stream.aclose()
         return status
 
 
-def how(status: int) -> str:
+def how(status: int | None) -> str:
+    if status is None:
+        return "killed, and not gone yet"
     if status >= 0:
         return f"status {status}"
     try:

@@ -32,6 +32,7 @@ from netd.runtime.listeners import Listener
 from netd.services.framed.config import FramedListen
 from netd.services.framed.doors import Door
 from netd.services.framed.keys import KeyFiles
+from netd.services.framed.modes import Mode
 from netd.services.framed.protocol import FirstFrame, judge
 from netd.wire.handshake import Handshake
 from netd.wire.messages import CloseCode
@@ -68,6 +69,8 @@ class Entrance:
     certificate: Certificate | None
     keys: KeyFiles
     verifier: Verifier | None
+    mode: Mode
+    """Of its clients; the door may be another generation's by now, and have another."""
     threads: trio.CapacityLimiter
     """For verifiers; the same in every generation, so that those that hang are not joined by as many more."""
 
@@ -160,8 +163,7 @@ class Way:
     async def refuse(self, error: ProtocolError) -> None:
         """Tell it, as far as its mode has a word for that, and let it read it."""
         arrived, stream = self._arrived, self._stream
-        mode = self._entrance.door.mode
-        last = mode.farewell(error.close or CloseCode.POLICY, str(error)[:123], None)
+        last = self._entrance.mode.farewell(error.close or CloseCode.POLICY, str(error)[:123], None)
         with trio.move_on_after(_LAST_WORD), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             if last is not None and (arrived.tls is not None or self._entrance.certificate is None):
                 if arrived.tls is not None:
@@ -196,7 +198,7 @@ class Way:
         keys = await entrance.keys.current(self._health)
         terms = replace(door.terms, keys=keys)
         try:
-            found = judge(payload, terms, now=door.exchange.clock(), nonces=door.exchange.nonces)
+            found = judge(payload, terms, now=door.exchange.clock(), nonces=door.nonces)
         except ProtocolError as error:
             raise Rejected("handshake", error) from None
         assert found is not None

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, field_validator, model_validator
 
@@ -65,9 +65,16 @@ class FramedListen(Listen):
     channel: Annotated[str, AfterValidator(_template)] = replace("", max_length=255)
     """Of mode channel: where payloads are published, "devices:{tags.device}". {tags.X} is a tag of the handshake,
     {name} its tag "name", {session} the session's id, {listener} the listener's address. A client without one of those
-    tags is refused with 1008."""
+    tags, or with a control character in one, is refused with 1008. The namespace is the template's own: of one with
+    ":" no field may stand before the first of them; in one without, a value with ":" is refused like a missing one."""
     echo_own: bool = replace(False)
     """Of mode channel: a client also receives what it published itself."""
+
+    token: str = replace("", max_length=64)
+    """Of the modes operations and channel: the name of a `[[hub.token]]` that every session of this listener has,
+    without showing it. In mode channel there is no other way to have one. While there is no such token, clients are
+    refused (1013), those who are there are ended, and a health warning says so; a token whose secret was changed ends
+    them too. In operations a client may show another one in its hello instead."""
 
     handshake: Shaking = replace("optional")
     """The first payload {"type": "handshake", "version": ..., "tags": ...}. none: it is a payload like any other.
@@ -106,6 +113,10 @@ class FramedListen(Listen):
             raise ValueError("cannot use mode 'channel' without a channel: write for example \"devices:{tags.device}\"")
         if self.mode != "channel" and self.channel:
             raise ValueError(f"cannot publish to channel {self.channel!r} in mode {self.mode!r}: write mode 'channel'")
+        if self.token and self.mode not in ("operations", "channel"):
+            raise ValueError(
+                f"cannot use the token {self.token!r} in mode {self.mode!r}: its clients do nothing with it"
+            )
         if self.framing == "none" and self.handshake != "none":
             raise ValueError(
                 "cannot take a handshake with framing 'none': nothing says where it ends; write handshake = \"none\""
@@ -123,6 +134,10 @@ class FramedListen(Listen):
         if self.interface is not None and isinstance(parse_address(self.address), Path):
             raise ValueError(f"cannot bind {self.address!r} to interface {self.interface!r}: it is a Unix socket")
         return self
+
+
+_ROOM: Final = 64 * 1024
+"""Bytes that have to fit into an outbox besides the longest frame: what is around a message's data, and its Close."""
 
 
 class FramedConfig(Section):
@@ -167,8 +182,9 @@ class FramedConfig(Section):
 
     # what may wait for a connection
     backpressure: int = live(5 * 1024 * 1024, ge=64 * 1024, le=1024**3)
-    """Bytes that may wait for one client to read. Past half of it the notice `backpressure` is sent, below an eighth
-    `drain`. An echo is never lost: past half of it nothing more is read from its client."""
+    """Bytes that may wait for one client to read; at least 64 KiB more than `max_frame`. Past half of it the notice
+    `backpressure` is sent, below an eighth `drain`. A message that is larger by itself is dropped for this client. An
+    echo is never lost: past half of it nothing more is read from its client."""
     slow_consumer: SlowConsumer = live("disconnect")
     """What happens to a client for which more would wait. disconnect: closed with 4008. drop-oldest: what waits longest
     is dropped. drop-ephemeral: what was sent as ephemeral is dropped, and if that does not do, it is closed."""
@@ -179,3 +195,12 @@ class FramedConfig(Section):
     """Bytes a second sent to one connection in the long run, more urgent messages first. 0: no bound."""
     burst: int = live(0, ge=0, le=1_000_000_000)
     """Bytes that may be sent to it at once after a pause; 0: one second's worth."""
+
+    @model_validator(mode="after")
+    def _has_room_for_a_frame(self) -> Self:
+        if self.backpressure < self.max_frame + _ROOM:
+            raise ValueError(
+                f"cannot let {self.backpressure} bytes wait for a client (backpressure) where one frame may have "
+                f"{self.max_frame} (max_frame): write at least {self.max_frame + _ROOM}, or a smaller max_frame"
+            )
+        return self

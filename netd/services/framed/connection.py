@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from netd.hub.outbox import Outbox
     from netd.hub.session import Session
     from netd.net.carrier import StreamCarrier
+    from netd.net.reactor import Timer
     from netd.net.stream import Stream
     from netd.services.framed.doors import Door
     from netd.services.framed.modes import Mode
@@ -59,6 +60,7 @@ class Connection:
         "_bucket",
         "_carrier",
         "_closing",
+        "_earning",
         "channel",
         "decoder",
         "door",
@@ -92,6 +94,8 @@ class Connection:
         self.channel: bytes | None = None
         """Of a plain client."""
         self._bucket: Bucket | None = None
+        self._earning: Timer | None = None
+        """Until the bytes that came too fast are made up for; its end lets it be read again."""
         self._carrier: StreamCarrier | None = None
         self._closing: tuple[int, str] | None = None
 
@@ -112,6 +116,9 @@ class Connection:
     def ended(self, why: str) -> None:
         code, reason = self._closing or (CloseCode.NORMAL, why)
         self._closing = (code, reason)
+        self._earned()
+        # whoever still has the connection need not have what came of a frame
+        self.decoder = self.mode.decoder(self.door.frame_limits)
         self.door.exchange.ended(self, code, reason)
 
     # --- the outbox's owner ---
@@ -189,12 +196,20 @@ class Connection:
             return
         self._closing = (code, reason)
         exchange = self.door.exchange
-        last = self.mode.farewell(code, reason[:MAX_REASON], retry_after)
-        if last is not None:
-            self.outbox.push(last, 255)
-        self.outbox.finish()
+        self.outbox.finish(self.mode.farewell(code, reason[:MAX_REASON], retry_after) or b"")
         exchange.forget(self, code, reason)
         self.stream.close(reason, within=within)
+
+    def reconsider(self) -> None:
+        """The limits of its door have changed: what the old ones held back goes on as the new ones would have it."""
+        if self._earning is not None:
+            # what it owes is held against the new rate alone
+            self._earned()
+            if self.door.input_rate:
+                self._spend(0)
+            else:
+                self._bucket = None
+        self.outbox.reconsider()
 
     def nudge(self) -> bool:
         """Send a ping long enough to be traced by. False: this mode has none."""
@@ -211,9 +226,12 @@ class Connection:
             bucket = self._bucket = Bucket(door.input_burst, reactor.now)
         bucket.refill(reactor.now, door.input_rate, door.input_burst)
         delay = bucket.spend(size, door.input_rate)
-        if delay > 0 and not self.held & Held.RATE:
+        if delay > 0 and self._earning is None:
             self.hold(Held.RATE)
-            reactor.call_at(reactor.now + delay, self._earned)
+            self._earning = reactor.call_at(reactor.now + delay, self._earned)
 
     def _earned(self) -> None:
-        self.release(Held.RATE)
+        timer, self._earning = self._earning, None
+        if timer is not None:
+            timer.cancel()
+            self.release(Held.RATE)

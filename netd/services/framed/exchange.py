@@ -20,12 +20,14 @@ from collections import Counter
 from heapq import nlargest
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+import structlog
+
 from netd.budget import Places
 from netd.errors import ProtocolError, TooBusy
 from netd.hub.outbox import Outbox
 from netd.hub.session import Session
 from netd.services.framed.connection import Connection
-from netd.services.framed.doors import Door
+from netd.services.framed.doors import Door, beginning
 from netd.services.framed.views import ConnectionView, Totals, view
 from netd.wire.handshake import Nonces
 from netd.wire.messages import CloseCode
@@ -45,6 +47,8 @@ _SLICE: Final = 256
 _NONCES: Final = 65_536
 """Signed handshakes remembered; with more of them inside the window further ones are refused."""
 
+log = structlog.get_logger("netd.framed")
+
 REJECTED: Final = (
     "clients",  # as many connections as may be are here
     "address",  # ... from this address
@@ -54,6 +58,7 @@ REJECTED: Final = (
     "tls",
     "handshake",  # none where one is required, or a wrong one
     "verifier",
+    "changed",  # its listener asks for something else than it did when the client came
     "policy",  # no channel can be told for it, or the hub takes no more sessions
     "gone",  # it went away before its handshake was done
     "broken",  # something of ours went wrong
@@ -92,7 +97,8 @@ class Exchange:
         self.carrier_of = carriers
         self.places = Places()
         # what an earlier life of this server saw is not remembered: nothing signed before this one is taken
-        self.nonces = Nonces(_NONCES, since=int(clock() * 1000) / 1000)
+        self.nonces = Nonces(_NONCES, since=beginning(self))
+        """Of the doors that list keys."""
         self.doors: dict[tuple[str, str | None], Door] = {}
         self.connections: dict[Connection, None] = {}
         """In the order of their coming."""
@@ -106,10 +112,16 @@ class Exchange:
         """Called when a connection has ended."""
         self._unwelcome: set[Connection] = set()
         """Adopted, and never let in."""
+        self._granted: set[Connection] = set()
+        """Those whose token is their listener's."""
         self._ended = Totals()
         self._peers = peers
 
     # --- doors ---
+
+    def lists(self, key: bytes) -> bool:
+        """Whether a door accepts this key by name, as far as its files have been read."""
+        return any(key in door.listed.keys for door in self.doors.values() if door.listed is not None)
 
     def door(self, address: str, interface: str | None) -> Door:
         """The door of a listener, a new one if there was none."""
@@ -163,6 +175,8 @@ class Exchange:
         connection = Connection(door, mode, key, handshake)
         rules = door.echo_rules if mode.name == "echo" else door.rules
         outbox = connection.outbox = Outbox(rules, self.reactor.mark, connection)
+        tags = None if handshake is None else handshake.tags
+        vouched = handshake is not None and (handshake.signed or door.terms.verified)
         session = connection.session = Session(
             transport="framed",
             listener=door.address,
@@ -171,7 +185,9 @@ class Exchange:
             outbox=outbox,
             link=connection,
             opened=self.clock(),
-            tags=None if handshake is None else handshake.tags,
+            # what nobody has vouched for is no more than what a client says of itself
+            tags=None if vouched else tags,
+            fixed_tags=tags if vouched else None,
             name=None if handshake is None else handshake.tags.get("name"),
         )
         session.heartbeat = door.ping_interval if mode.name == "operations" else 0.0
@@ -183,6 +199,8 @@ class Exchange:
         """Let it in. False: the hub or its mode cannot have it; then it is told so, and ended."""
         try:
             if self.hub is not None:
+                if connection.door.token:
+                    self._grant(connection, self.hub)
                 self.hub.open(connection.session)
             connection.mode.opened(connection)
         except (ProtocolError, TooBusy) as error:
@@ -197,26 +215,42 @@ class Exchange:
         self.observer.opened(connection)
         return True
 
+    def _grant(self, connection: Connection, hub: Hub) -> None:
+        grant = hub.tokens.grant_of(connection.door.token)
+        if grant is None:
+            raise ProtocolError("cannot serve this listener's clients: it has no token", close=CloseCode.TRY_LATER)
+        connection.session.tag(grants=grant)
+        self._granted.add(connection)
+
     def introduced(self, connection: Connection, handshake: Handshake) -> None:
         """The first frame of a connection that is here was a handshake."""
         connection.handshake = handshake
         session, hub = connection.session, self.hub
         if hub is not None:
             hub.unindex(session)
-        session.tags = handshake.tags
+        session.tag(own=handshake.tags)  # where handshakes are checked they are required, and come before `adopt`
         session.name = handshake.tags.get("name")
         if hub is not None:
             hub.index(session)
 
+    def turn_away(self, connection: Connection, why: str, code: int, reason: str, retry_after: float) -> None:
+        """In place of `welcome`."""
+        self.rejected(why, connection.session.address)
+        connection.end(code, reason, retry_after)
+
     def forget(self, connection: Connection, code: int, why: str) -> None:
-        """It is ending: the hub forgets it at once."""
+        """It is ending: the hub forgets it at once. Raises nothing: the connection has to end whatever others do."""
         if self.hub is not None:
-            self.hub.close(connection.session, code, why)
+            try:
+                self.hub.close(connection.session, code, why)
+            except Exception:
+                log.exception("the hub failed at the end of a session", session=connection.session.id)
 
     def ended(self, connection: Connection, code: int, why: str) -> None:
-        """Its stream is gone."""
+        """Its stream is gone. Whatever the observer raises, nothing of the connection stays."""
         self.forget(connection, code, why)
         self.places.leave(connection.key)
+        self._granted.discard(connection)
         if connection in self._unwelcome:
             self._unwelcome.discard(connection)
             return
@@ -225,9 +259,11 @@ class Exchange:
         self.by_mode[connection.mode.name] -= 1
         self.closes[int(code)] += 1
         self._ended.add(connection)
-        self.observer.closed(connection, code, why)
-        if self.changed is not None:
-            self.changed()
+        try:
+            self.observer.closed(connection, code, why)
+        finally:
+            if self.changed is not None:
+                self.changed()
 
     def pressure(self, connection: Connection, over: bool) -> None:
         if over:
@@ -252,6 +288,10 @@ class Exchange:
             if connection.closing:
                 continue
             door, now = connection.door, self.reactor.now
+            if connection in self._granted and connection.session.token is None:
+                # the hub has another configuration: the token's secret is another, or there is no such token
+                connection.end(CloseCode.TRY_LATER, "the token of this listener has changed; come again", 1.0)
+                continue
             silent = now - connection.heard
             if door.idle_timeout and silent >= door.idle_timeout:
                 connection.end(CloseCode.NORMAL, "idle")

@@ -131,7 +131,7 @@ class Opening(Mode):
         if payload is None:
             return
         door = connection.door
-        found = judge(payload, door.terms, now=door.exchange.clock(), nonces=door.exchange.nonces)
+        found = judge(payload, door.terms, now=door.exchange.clock(), nonces=door.nonces)
         rest = first.rest(taken=found is not None)
         if found is not None:
             door.exchange.introduced(connection, found)
@@ -170,7 +170,7 @@ class Operations(Mode):
             try:
                 request = messages.decode_request(payload, format)
             except ProtocolError as error:
-                hub.refuse(session, error)
+                hub.refuse(session, error, messages.ref_of(payload, format), size=len(payload))
                 continue
             hub.handle(session, request, len(payload))
             if connection.closing:

@@ -1,6 +1,8 @@
 """What the framed service acquires before it serves: listeners, certificates, keys, codecs, verifiers.
 
-Rule: everything that can fail fails here, as PrepareFailed with a sentence, and what was acquired is given back.
+Rules:
+- everything that can fail fails here, as PrepareFailed with a sentence, and what was acquired is given back;
+- `check` asks the same functions, for who wants to know beforehand.
 """
 
 from __future__ import annotations
@@ -12,13 +14,19 @@ from typing import TYPE_CHECKING, NamedTuple
 import trio
 
 from netd.errors import NetdError, PrepareFailed
+from netd.net import certificates
 from netd.net.certificates import Certificate
 from netd.net.linux import TCP_SAVE_SYN
+from netd.runtime.service import refusals
+from netd.services.framed import keys
 from netd.services.framed.arrival import load_verifier
 from netd.services.framed.keys import KeyFiles
 from netd.wire.codecs import codec
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from netd.errors import ConfigProblem
     from netd.runtime.listeners import Listener
     from netd.runtime.service import Context
     from netd.services.framed.arrival import Verifier
@@ -64,16 +72,45 @@ async def _prepare_one(listen: FramedListen, number: int, context: Context) -> P
     certificate = None
     if listen.tls is not None:
         certificate = await trio.to_thread.run_sync(partial(Certificate, listen.tls, number, service="framed"))
-    keys = await trio.to_thread.run_sync(KeyFiles, listen.keys, number)
-    verifier = await trio.to_thread.run_sync(load_verifier, listen.verifier)
-    spoken = None if listen.codec == "auto" else await trio.to_thread.run_sync(_codec, listen.codec)
+    key_files = await trio.to_thread.run_sync(KeyFiles, listen.keys, number)
+    verifier = await trio.to_thread.run_sync(verifier_of, listen)
+    spoken = await trio.to_thread.run_sync(codec_of, listen)
     options = [] if listen.address.startswith("unix:") else [(socket.IPPROTO_TCP, TCP_SAVE_SYN, 1)]
     listener = await context.listeners.open(listen, options=options)
-    return PreparedListener(listener, listen, certificate, keys, verifier, spoken)
+    return PreparedListener(listener, listen, certificate, key_files, verifier, spoken)
 
 
-def _codec(name: str) -> Codec:
+def codec_of(listen: FramedListen) -> Codec | None:
+    """The codec that it names; None for "auto". Imports the user's module: blocks. Raises PrepareFailed."""
+    if listen.codec == "auto":
+        return None
     try:
-        return codec(name)
+        return codec(listen.codec)
     except (NetdError, ImportError, AttributeError) as error:
-        raise PrepareFailed("framed", f"cannot use codec {name!r}: {error}") from error
+        raise PrepareFailed("framed", f"cannot use codec {listen.codec!r}: {error}") from error
+    except (Exception, SystemExit) as error:  # importing runs the user's code, which may raise anything
+        why = f"it raised {type(error).__name__}: {error}"
+        raise PrepareFailed("framed", f"cannot use codec {listen.codec!r}: {why}") from error
+
+
+def verifier_of(listen: FramedListen) -> Verifier | None:
+    """The function that it names, None if none. Imports the user's module: blocks. Raises PrepareFailed."""
+    try:
+        return load_verifier(listen.verifier)
+    except PrepareFailed:
+        raise
+    except (Exception, SystemExit) as error:  # as above
+        why = f"it raised {type(error).__name__}: {error}"
+        raise PrepareFailed("framed", f"cannot use verifier {listen.verifier!r}: {why}") from error
+
+
+def check(config: FramedConfig) -> Iterator[ConfigProblem]:
+    """What `prepare` would refuse but for the listening itself. Blocks."""
+    for number, listen in enumerate(config.listen):
+        here = f"listen.{number}"
+        if listen.tls is not None:
+            yield from refusals(f"{here}.tls", partial(certificates.load, listen.tls, service="framed"))
+        for index, file in enumerate(listen.keys):
+            yield from refusals(f"{here}.keys.{index}", partial(keys.load, [file]))
+        yield from refusals(f"{here}.verifier", partial(verifier_of, listen))
+        yield from refusals(f"{here}.codec", partial(codec_of, listen))

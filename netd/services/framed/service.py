@@ -21,9 +21,8 @@ Left out: what connections do once they are in (exchange.py, connection.py, mode
 from __future__ import annotations
 
 import random
-import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -34,22 +33,20 @@ import trio
 from netd.errors import NotFound
 from netd.net.reactor import plain_socket
 from netd.runtime.service import ServiceType
-from netd.services.framed.arrival import VERIFIERS, Arrived, Entrance, Rejected, Way, where_from
+from netd.services.framed.arrival import Arrived, Entrance, Rejected, Way, where_from
 from netd.services.framed.config import FramedConfig
-from netd.services.framed.counters import Collector
-from netd.services.framed.exchange import Exchange
-from netd.services.framed.modes import Opening, made
-from netd.services.framed.notices import Teller
-from netd.services.framed.preparation import PreparedFramed, PreparedListener, prepare
+from netd.services.framed.modes import Opening
+from netd.services.framed.preparation import PreparedFramed, prepare
 from netd.services.framed.protocol import Terms
-from netd.services.framed.sockets import carrier_of, credentials_of, tune
+from netd.services.framed.room import Room
+from netd.services.framed.sockets import tune
+from netd.services.framed.views import FramedSnapshot
 from netd.wire.messages import CloseCode
 
 if TYPE_CHECKING:
     from netd.hub.hub import Hub
     from netd.net.reactor import Reactor
     from netd.runtime.service import Context
-    from netd.services.framed.modes import Mode
     from netd.services.framed.views import ConnectionView
 
 _RETURNS = 500
@@ -64,65 +61,6 @@ _PROXIED = "proxy"
 """Where connections are counted whose address a PROXY header has yet to tell."""
 
 log = structlog.get_logger("netd.framed")
-
-
-@dataclass(frozen=True)
-class FramedSnapshot:
-    """The service at a moment. Sums are since the daemon started, over all generations."""
-
-    listeners: list[dict[str, Any]]
-    """address, mode, codec, tls and connections of each."""
-    connections: int
-    """Here now, arrivals included."""
-    sessions: int
-    arriving: int
-    total: int
-    """Connections that were ever let in."""
-    bytes_in: int
-    bytes_out: int
-    messages_in: int
-    messages_out: int
-    dropped: int
-    backpressure: int
-    drains: int
-    rejected: dict[str, int]
-    """By reason."""
-    limits: dict[str, float]
-
-
-class Room:
-    """What outlives the generations of the service: the sessions, and who answers for them."""
-
-    def __init__(self, hub: Hub, reactor: Reactor) -> None:
-        self.hub = hub
-        self.reactor = reactor
-        self.owner: FramedService | None = None
-        """The generation that answers for the sessions."""
-        self.gone = trio.lowlevel.ParkingLot()
-        """Whoever waits for connections to end."""
-        self.threads = trio.CapacityLimiter(VERIFIERS)
-        self.tuned: tuple[float, int] | None = None
-        """keepalive and send_buffer as the sockets have them."""
-        self._exchange: Exchange | None = None
-
-    def exchange(self, context: Context) -> Exchange:
-        """Made for the first generation."""
-        if self._exchange is None:
-            self._exchange = Exchange(
-                self.reactor,
-                Teller(context.bus, time.monotonic),
-                hub=self.hub,
-                clock=time.time,
-                carriers=carrier_of,
-                peers=credentials_of,
-            )
-            self._exchange.changed = self.gone.unpark_all
-            context.metrics.registry.register(Collector(self._exchange))
-        return self._exchange
-
-    def mode(self, listener: PreparedListener) -> Mode:
-        """What becomes of the payloads of a listener's clients."""
-        return made(listener.listen, listener.codec, self.hub)
 
 
 class FramedService:
@@ -167,7 +105,7 @@ class FramedService:
     def reconfigure(self, config: FramedConfig) -> None:
         self._config = config
         for entrance, listen in zip(self._entrances, config.listen, strict=True):
-            entrance.listen = listen
+            entrance.listen = entrance.door.listen = listen
             entrance.door.configure(config)
         self._apply(config)
 
@@ -228,9 +166,21 @@ class FramedService:
                 window=listen.handshake_window,
                 keys=one.keys.keys,
             )
+            door.listen = listen
+            door.token = listen.token
+            door.accepts(one.keys if listen.keys else None)
             door.configure(config)
             self._entrances.append(
-                Entrance(one.listener, listen, door, one.certificate, one.keys, one.verifier, self._room.threads)
+                Entrance(
+                    one.listener,
+                    listen,
+                    door,
+                    one.certificate,
+                    one.keys,
+                    one.verifier,
+                    door.mode,
+                    self._room.threads,
+                )
             )
         exchange.keep_doors(places)
         exchange.nonces.window = max(listen.handshake_window for listen in config.listen)
@@ -247,12 +197,33 @@ class FramedService:
             for connection in self._exchange.connections:
                 with suppress(OSError):  # gone, and about to be told so
                     tune(connection.stream.socket, config)
+        paced = config.rate, config.burst, config.input_rate, config.input_burst, config.backpressure
+        if room.paced != paced:
+            room.paced = paced
+            for connection in self._exchange.connections:
+                connection.reconsider()
+            room.reactor.reconsider()
 
     async def _look_after(self) -> None:
         while True:
+            self._look_for_tokens()
             for _ in self._exchange.look():
                 await trio.lowlevel.checkpoint()
             await trio.sleep(_LOOK)
+
+    def _look_for_tokens(self) -> None:
+        """The hub's configuration may come and go without this one's."""
+        hub, health = self._exchange.hub, self._context.health
+        for number, entrance in enumerate(self._entrances):
+            name, code = entrance.listen.token, f"token.{number}"
+            if not name or hub is None or hub.tokens.grant_of(name) is not None:
+                health.clear(code)
+            else:
+                health.warn(
+                    code,
+                    f"cannot serve clients of {entrance.listener.address}: there is no token {name!r} (hub.token)",
+                    advice="configure a token of this name, or take it out of the listener",
+                )
 
     # --- arrivals ---
 
@@ -338,19 +309,32 @@ class FramedService:
             exchange.places.leave(key)
             sock.close()
             return
-        connection = exchange.adopt(
-            sock,
-            door,
-            address=arrived.address,
-            key=key,
-            mode=door.opening if entrance.listen.handshake == "optional" else door.mode,
-            tls=arrived.tls,
-            received=arrived.received,
-            handshake=arrived.handshake,
-        )
+        # a replacement may have changed what the listener asks while it arrived: what it showed was held against the
+        # old rules. It may come again at once, and be held against the new ones
+        changed = exchange.leads_in(door) and entrance.listen != door.listen
+        mode = door.opening if entrance.listen.handshake == "optional" else door.mode
         try:
+            connection = exchange.adopt(
+                sock,
+                door,
+                address=arrived.address,
+                key=key,
+                mode=entrance.mode if changed else mode,
+                tls=arrived.tls,
+                received=b"" if changed else arrived.received,
+                handshake=arrived.handshake,
+            )
+        except (OSError, RuntimeError) as error:
+            exchange.rejected("broken", arrived.address)
+            log.error("cannot take over a connection", address=arrived.address, why=str(error))
+            exchange.places.leave(key)
+            sock.close()
+            return
+        try:
+            if changed:
+                exchange.turn_away(connection, "changed", *_moved())
             # its listener may have been removed, or the service stopped, while it arrived
-            if exchange.welcome(connection) and not exchange.leads_in(door):
+            elif exchange.welcome(connection) and not exchange.leads_in(door):
                 connection.end(*_farewell(len(exchange.orphans())))
         except Exception:
             exchange.rejected("broken", arrived.address)
@@ -379,6 +363,11 @@ def _farewell(crowd: int) -> tuple[int, str, float]:
     A crowd is spread, so that it does not come back all at once; a few need not wait for one another.
     """
     return CloseCode.GOING_AWAY, "netd is going away", round(random.uniform(0, min(_LATEST, crowd / _RETURNS)), 3)
+
+
+def _moved() -> tuple[int, str, float]:
+    """The same for a client whose listener has changed while it arrived."""
+    return CloseCode.TRY_LATER, "the listener has changed; come again", round(random.uniform(0.05, 0.5), 3)
 
 
 def _described(entrance: Entrance) -> dict[str, Any]:

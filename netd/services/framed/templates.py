@@ -4,6 +4,9 @@ Rules:
 - fields are {tags.X}, {name}, {session} and {listener}; "{{" and "}}" are braces; nothing else of Python's format
   language is understood;
 - a field that is not known, or is empty, fills nothing: `fill` says which one is missing;
+- a client must not choose the namespace, which is what stands before a channel's first ":": in a template that has ":"
+  no field may stand before it, and in one without no value may bring one;
+- a value with control characters is refused;
 - whether the client may use the channel is not asked here: that is the hub's.
 """
 
@@ -24,7 +27,7 @@ _FIELDS = ("name", "session", "listener")
 class Template:
     """A channel name with fields. Raises ValueError with a sentence for the person who wrote it."""
 
-    __slots__ = ("_parts", "fields")
+    __slots__ = ("_open", "_parts", "fields")
 
     def __init__(self, text: str) -> None:
         self._parts: list[tuple[str, str | None]] = []
@@ -39,6 +42,23 @@ class Template:
                     "{listener}"
                 )
             self._parts.append((literal, field))
+        self._open = all(":" not in literal for literal, _ in self._parts)
+        """Nothing in it ends the namespace: a value could."""
+        if self._open and any(field == "listener" for _, field in self._parts):
+            raise ValueError(
+                f'cannot use channel {text!r}: {{listener}} has a ":", and what is before it would be the namespace; '
+                'write for example "ports:{listener}"'
+            )
+        ahead, first = "", None
+        for literal, first in self._parts:
+            ahead += literal
+            if first is not None:
+                break
+        if ":" not in ahead and not self._open:
+            raise ValueError(
+                f"cannot use channel {text!r}: its clients would choose the namespace; write a namespace's name and "
+                f'":" in front of {{{first}}}'
+            )
         self.fields = tuple(field for _, field in self._parts if field is not None)
         """In their order, "tags.device"."""
         if not text:
@@ -61,6 +81,16 @@ class Template:
             if not value:
                 raise ProtocolError(
                     f"cannot tell the channel of this client: its handshake has no {field}", close=CloseCode.POLICY
+                )
+            if any(sign < " " or "\x7f" <= sign <= "\x9f" for sign in value):
+                raise ProtocolError(
+                    f"cannot tell the channel of this client: its {field} has control characters",
+                    close=CloseCode.POLICY,
+                )
+            if self._open and ":" in value:
+                raise ProtocolError(
+                    f'cannot tell the channel of this client: its {field} has a ":", which would choose a namespace',
+                    close=CloseCode.POLICY,
                 )
             out.append(value)
         channel = "".join(out).encode("utf-8", "surrogatepass")

@@ -1,9 +1,9 @@
-"""What framed connections look like from outside: sums over them, and one of them. Pure."""
+"""What framed connections look like from outside: the service, sums over them, and one of them. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from netd.services.framed.connection import Held
 
@@ -38,6 +38,30 @@ class Totals:
 
     def copy(self) -> Totals:
         return replace(self)
+
+
+@dataclass(frozen=True)
+class FramedSnapshot:
+    """The service at a moment. Sums are since the daemon started, over all generations."""
+
+    listeners: list[dict[str, Any]]
+    """address, mode, codec, tls and connections of each."""
+    connections: int
+    """Here now, arrivals included."""
+    sessions: int
+    arriving: int
+    total: int
+    """Connections that were ever let in."""
+    bytes_in: int
+    bytes_out: int
+    messages_in: int
+    messages_out: int
+    dropped: int
+    backpressure: int
+    drains: int
+    rejected: dict[str, int]
+    """By reason."""
+    limits: dict[str, float]
 
 
 @dataclass(frozen=True)

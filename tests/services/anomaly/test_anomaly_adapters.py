@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 import sys
 import threading
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ import trio
 import trio.lowlevel
 
 from netd.errors import PrepareFailed
-from netd.services.anomaly import adapters, protocol
+from netd.services.anomaly import adapters, program, protocol
 from netd.services.anomaly.adapters import AdapterFailed
 from netd.services.anomaly.config import AdapterConfig
 from tests.support.http import SocketListener, front_door, say
@@ -146,6 +147,24 @@ time.sleep(1000)
     with trio.fail_after(PATIENCE):
         assert not alive(program.pid)
         await eventually(lambda: not alive(child))
+
+
+async def test_a_program_that_is_not_gone_although_it_was_killed_is_left_alone(monkeypatch):
+    """As one that hangs in a system call: the kernel kills it when that returns, whenever that is."""
+    monkeypatch.setattr(program, "DEATH", 0.05)
+    async with running(command("ask(); say({'scores': {}}); time.sleep(1000)")) as adapter:
+        await adapter.score(question())
+        here = adapter._program
+        monkeypatch.setattr(here, "kill", lambda: None)
+        try:
+            with trio.fail_after(PATIENCE):
+                assert await here.end(0.0) is None
+            assert program.how(None) == "killed, and not gone yet"
+            assert alive(here.pid)
+            adapter._program = None
+        finally:
+            os.kill(here.pid, signal.SIGKILL)
+            await here._process.wait()
 
 
 async def test_a_program_may_end_by_itself_when_its_stdin_is_closed():

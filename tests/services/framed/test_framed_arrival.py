@@ -129,6 +129,62 @@ async def test_signed_handshakes_fresh_and_once_by_listed_keys(tmp_path: Path) -
         assert house.exchange.rejections["handshake"] == 5
 
 
+async def test_a_handshake_of_an_earlier_life_of_the_server_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "keys.pem"
+    file.write_text(pem(KEY))
+    captured = signed(KEY, "1", {}, now=time.time(), nonce="one")
+    # it counts milliseconds, and may have been rounded up
+    while time.time() * 1000 < json.loads(captured)["ts"] + 2:
+        await trio.lowlevel.checkpoint()
+    for listen in (
+        listening(mode="echo", handshake="required", keys=[file]),
+        listening(mode="echo", handshake="required", verifier=f"{HERE}:takes_anybody"),
+    ):
+        async with serving(listen) as house:
+            client = await house.client(settled=False)
+            await client.send(captured, b"in")
+            assert not await client.rest_or(b"in")
+            assert house.exchange.rejections["handshake"] == 1
+            client = await house.client(settled=False)
+            await client.send(signed(KEY, "1", {}, now=time.time(), nonce="two"), b"in")
+            assert await client.rest_or(b"in")
+
+
+async def test_strangers_with_keys_of_their_own_do_not_lock_out_listed_ones(tmp_path: Path) -> None:
+    file = tmp_path / "keys.pem"
+    file.write_text(pem(KEY))
+    keyed = listening(mode="echo", handshake="required", keys=[file])
+    for_all = listening(mode="echo", handshake="required", verifier=f"{HERE}:takes_anybody")
+    async with serving(for_all, keyed) as house:
+
+        async def comes(number: int, payload: bytes) -> bool:
+            client = await house.client(number, settled=False)
+            await client.send(payload, b"in")
+            return await client.rest_or(b"in")
+
+        for door in house.exchange.doors.values():
+            door.nonces.capacity = 4
+        both = signed(OTHER, "1", {}, now=time.time(), nonce="both")
+        assert await comes(0, both)
+        assert not await comes(0, both)
+        for number in range(3):
+            assert await comes(0, signed(OTHER, "1", {}, now=time.time(), nonce=f"{number}"))
+        assert not await comes(0, signed(OTHER, "1", {}, now=time.time(), nonce="too many"))
+        good = signed(KEY, "1", {}, now=time.time(), nonce="one")
+        assert await comes(1, good)
+        # what a listed key signed is good once at all doors together
+        assert not await comes(0, good)
+        good = signed(KEY, "1", {}, now=time.time(), nonce="two")
+        assert await comes(0, good)
+        assert not await comes(1, good)
+        # the listener that took any key has a list now: what strangers used before is good nowhere
+        file.write_text(pem(KEY) + pem(OTHER))
+        assert await house.settle(FramedConfig(listen=[keyed, keyed])) == "running"
+        assert not await comes(0, both)
+        assert not await comes(1, both)
+        assert await comes(1, signed(OTHER, "1", {}, now=time.time(), nonce="fresh"))
+
+
 @pytest.mark.parametrize("content", ["", "nonsense", None])
 async def test_keys_that_cannot_be_used_fail_in_prepare(tmp_path: Path, content: str | None) -> None:
     file = tmp_path / "keys.pem"
@@ -155,6 +211,10 @@ def accepts(handshake: Handshake) -> bool:
 async def accepts_later(handshake: Handshake) -> bool:
     await trio.lowlevel.checkpoint()
     return handshake.version == "7"
+
+
+def takes_anybody(handshake: Handshake) -> bool:
+    return True
 
 
 def says_nothing(handshake: Handshake) -> None:

@@ -48,6 +48,11 @@ def test_every_field_says_what_it_is() -> None:
         ({"mode": "channel", "channel": "{tags.}"}, "is none of"),
         ({"mode": "channel", "channel": "{name!r}"}, "is none of"),
         ({"mode": "channel", "channel": "{name"}, "cannot use channel"),
+        ({"mode": "echo", "token": "app"}, "its clients do nothing with it"),
+        ({"mode": "channel", "channel": "{tags.room}:x"}, r"in front of \{tags.room\}"),
+        ({"mode": "channel", "channel": "room-{name}:{tags.x}"}, r"in front of \{name\}"),
+        ({"mode": "channel", "channel": "{listener}"}, "ports:{listener}"),
+        ({"mode": "channel", "channel": "{session}-{listener}"}, "ports:{listener}"),
         ({"mode": "channel", "channel": "a", "codec": "not a name"}, "cannot use codec"),
         ({"keys": ["k.pem"]}, 'write handshake = "required"'),
         ({"verifier": "app:check"}, 'write handshake = "required"'),
@@ -66,11 +71,25 @@ def test_listeners_that_cannot_work_are_refused(listen: dict[str, Any], says: st
 
 @pytest.mark.parametrize(
     "values",
-    [{"listen": []}, {"max_frame": 10}, {"backpressure": 1}, {"slow_consumer": "wait"}, {"max_framed": 1}],
+    [
+        {"listen": []},
+        {"max_frame": 10},
+        {"backpressure": 1},
+        {"slow_consumer": "wait"},
+        {"max_framed": 1},
+        {"max_frame": 5 << 20},
+        {"max_frame": 1 << 20, "backpressure": (1 << 20) + 65_535},
+    ],
 )
 def test_limits_that_make_no_sense_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         FramedConfig(**values)
+
+
+def test_a_frame_has_to_fit_into_what_may_wait() -> None:
+    assert FramedConfig(max_frame=1 << 20, backpressure=(1 << 20) + 65_536)
+    with pytest.raises(ValidationError, match=r"\(backpressure\).*\(max_frame\): write at least 1114112"):
+        FramedConfig(max_frame=1 << 20, backpressure=1 << 20)
 
 
 @pytest.mark.parametrize("codec", ["raw", "text", "json", "cbor", "messagepack", "my-codec", "my.package:CODEC"])

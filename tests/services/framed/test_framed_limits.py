@@ -232,6 +232,74 @@ async def test_operations_a_second_are_the_hubs_and_refuse_without_closing() -> 
         assert answers[-1]["code"] == "rate"
 
 
+@pytest.mark.parametrize("lifted", [0, 50_000_000])
+async def test_who_is_held_back_by_a_rate_goes_on_when_it_is_lifted(lifted: int) -> None:
+    async with serving(mode="echo", limits={"input_rate": 10, "input_burst": 10}) as house:
+        client = await house.client()
+        (connection,) = house.exchange.connections
+        await client.send(b"x" * 1000)
+        assert await client.next() == b"x" * 1000
+        assert house.service.connections()[0].paused == ["rate"]
+        timers = house.reactor.snapshot().timers
+        await house.live(input_rate=lifted, input_burst=0)
+        await eventually(lambda: not connection.held)
+        assert await echoes(client)
+        assert house.reactor.snapshot().timers < timers
+
+
+async def test_a_rate_that_is_lowered_keeps_who_is_held_back() -> None:
+    async with serving(mode="echo", limits={"input_rate": 20, "input_burst": 10}) as house:
+        client = await house.client()
+        await client.send(b"x" * 1000)
+        assert await client.next() == b"x" * 1000
+        await house.live(input_rate=10)
+        assert house.service.connections()[0].paused == ["rate"]
+        # and so does a new generation
+        grown = house.service.config.model_copy(update={"input_rate": 0, "listen": [*house.service.config.listen] * 2})
+        assert await house.settle(grown) == "running"
+        assert await echoes(client)
+
+
+async def test_an_echo_that_waits_for_its_reader_goes_on_when_more_may_wait() -> None:
+    limits = {"backpressure": 65_536, "send_buffer": 4096, "max_frame": 1000}
+    async with serving(mode="echo", handshake="none", limits=limits) as house:
+        client = await stalled(house)
+        (connection,) = house.exchange.connections
+        data = frame(b"x" * 1000) * 2000
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.raw, data)
+            await eventually(lambda: connection.held)
+            await house.live(backpressure=8 << 20)
+            # all of it is read, although nobody takes what comes back
+            await eventually(lambda: connection.bytes_in == len(data))
+        assert not connection.held
+
+
+async def test_output_that_a_rate_holds_back_goes_on_when_it_is_lifted() -> None:
+    async with serving(limits={"rate": 10, "burst": 10}) as house:
+        client = await (await house.client()).hello()
+        for number in range(3):
+            house.hub.direct(client.id, f"{number}" * 2000)
+        await eventually(lambda: house.reactor.snapshot().timers)
+        await house.live(rate=0)
+        assert [(await client.hear("direct"))["data"][0] for _ in range(3)] == ["0", "1", "2"]
+
+
+async def test_a_connection_that_ended_leaves_neither_its_timer_nor_its_frame() -> None:
+    async with serving(mode="echo", handshake="none", limits={"input_rate": 1000}) as house:
+        idle = house.reactor.snapshot().timers
+        client = await house.client()
+        (connection,) = house.exchange.connections
+        await client.raw((300_000).to_bytes(4, "big") + bytes(100_000))
+        await eventually(lambda: connection.held and connection.decoder.buffered)
+        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        client.socket.close()
+        # nothing is read from it, so nothing but its end is seen
+        await eventually(lambda: not house.exchange.connections)
+        assert house.reactor.snapshot().timers == idle
+        assert connection.decoder.buffered == 0
+
+
 # --- who does not read ---
 
 
@@ -263,6 +331,31 @@ async def test_one_that_reads_in_time_hears_that_it_was_too_slow() -> None:
             house.hub.publish(b"public:room", "x" * 10_000)
         last = json.loads((await client.rest())[-1])
         assert (last["type"], last["code"]) == ("close", 4008)
+
+
+async def test_who_is_ended_while_its_outbox_is_nearly_full_gets_all_of_it_and_is_told() -> None:
+    async with serving(limits={"backpressure": 100_000}) as house:
+        client = await (await house.client()).hello()
+        (connection,) = house.exchange.connections
+        # nothing is written meanwhile: the reactor has no turn
+        for _ in range(99):
+            assert house.hub.direct(client.id, "x" * 950)
+        assert house.hub.direct(client.id, "y" * (100_000 - connection.outbox.size - 40))
+        assert 99_990 < connection.outbox.size <= 100_000
+        house.hub.kick(client.id, reason="enough")
+        messages = [json.loads(payload) for payload in await client.rest()]
+        assert [message["type"] for message in messages] == ["direct"] * 100 + ["close"]
+        assert (messages[-1]["code"], messages[-1]["reason"]) == (4010, "enough")
+
+
+async def test_a_message_that_is_larger_than_what_may_wait_is_dropped_and_ends_nobody() -> None:
+    async with serving(limits={"backpressure": 100_000}) as house:
+        client = await (await house.client()).hello()
+        assert house.hub.direct(client.id, "x" * 100_001) == 0
+        assert house.hub.direct(client.id, "after") == 1
+        assert (await client.hear("direct"))["data"] == "after"
+        assert house.service.connection(client.id).dropped == 1
+        assert not house.notices(Closed)
 
 
 @pytest.mark.parametrize("policy", ["drop-oldest", "drop-ephemeral"])

@@ -7,7 +7,10 @@ import json
 import cbor2
 import msgspec
 import pytest
+import trio
 
+from netd.hub.config import HubConfig
+from netd.services.framed.config import FramedConfig
 from tests.services.framed.lab import echoes, eventually, listening, serving
 
 # --- echo ---
@@ -203,6 +206,58 @@ async def test_a_client_without_the_tag_is_refused(first: bytes) -> None:
         assert house.hub.info().published == 0
 
 
+PRIVATE = {"name": "private", "subscribe": "token", "publish": "token"}
+
+
+def with_token(*names: str, secret: str = "a-secret-of-sixteen", publish: str = "private:*") -> HubConfig:
+    tokens = [
+        {"name": name, "secret": secret + name, "subscribe": ["private:*"], "publish": [publish]} for name in names
+    ]
+    return HubConfig(namespace=[PRIVATE], token=tokens)
+
+
+async def test_sessions_have_the_token_of_their_listener() -> None:
+    plain = listening(mode="channel", channel="private:room", handshake="none", codec="text", token="devices")
+    async with serving(plain, listening(token="devices"), hub=with_token("devices", "other")) as house:
+        device, full = await house.client(0), await (await house.client(1)).hello()
+        assert (await full.ask("subscribe", channel="private:room"))["type"] == "ok"
+        await device.send(b"hello")
+        assert (await full.hear("message"))["data"] == "hello"
+        # what it permits is as the hub has it now
+        house.hub.reconfigure(with_token("devices", publish="private:elsewhere"))
+        assert (await full.ask("publish", channel="private:room", data="no"))["code"] == "denied"
+        assert len(house.hub.sessions) == 2
+
+
+async def test_sessions_whose_listeners_token_has_changed_come_again() -> None:
+    before = listening()
+    async with serving(before, hub=with_token("devices")) as house:
+        old = await (await house.client()).hello()
+        listen = before.model_copy(update={"token": "devices"})
+        assert await house.settle(FramedConfig(listen=[listen])) == "running"
+        client = await (await house.client()).hello()
+        house.hub.reconfigure(with_token("devices", secret="another-secret-of-"))
+        last = json.loads((await client.rest())[-1])
+        assert (last["type"], last["code"], last["retry_after"]) == ("close", 1013, 1.0)
+        again = await (await house.client()).hello()
+        assert (await again.ask("subscribe", channel="private:room"))["type"] == "ok"
+        # who came without one keeps that
+        assert (await old.ask("ping", ts=1))["type"] == "pong"
+
+
+async def test_a_listener_whose_token_there_is_not_says_so_and_serves_nobody() -> None:
+    async with serving(token="devices", hub=with_token()) as house:
+        await eventually(house.health.warnings)
+        (warning,) = house.health.warnings()
+        assert (warning.code, "no token 'devices'" in warning.message) == ("framed.token.0", True)
+        last = json.loads((await (await house.client(settled=False)).rest())[-1])
+        assert (last["type"], last["code"]) == ("close", 1013)
+        assert house.exchange.rejections["policy"] == 1
+        house.hub.reconfigure(with_token("devices"))
+        await (await house.client()).hello()
+        await eventually(lambda: not house.health.warnings())
+
+
 async def test_a_channel_that_is_closed_to_it_refuses_a_plain_client() -> None:
     async with serving(mode="channel", channel="private:{session}", handshake="none") as house:
         client = await house.client(settled=False)
@@ -210,6 +265,45 @@ async def test_a_channel_that_is_closed_to_it_refuses_a_plain_client() -> None:
         await eventually(lambda: house.exchange.rejections["policy"] == 1)
         await eventually(lambda: house.exchange.places.total == 0)
         assert house.hub.sessions == {}
+
+
+@pytest.mark.parametrize("failing", ["hub", "observer"])
+async def test_what_others_raise_at_its_end_keeps_nothing_of_a_connection(failing: str) -> None:
+    async with serving(listening(), listening(mode="echo")) as house:
+        exchange = house.exchange
+        gone: list[int] = []
+        exchange.changed = lambda: gone.append(len(exchange.connections))
+
+        def broken(*args: object) -> None:
+            raise RuntimeError("somebody else's bug")
+
+        client = await (await house.client()).hello()
+        other = await house.client(1)
+        if failing == "hub":
+            house.hub.close = broken  # type: ignore[method-assign]
+        else:
+            exchange.observer.closed = broken
+        client.socket.close()
+        await eventually(lambda: len(gone) == 1)
+        assert (exchange.places.total, [door.connections for door in exchange.doors.values()]) == (1, [0, 1])
+        # and one that we end, as the look at all connections would
+        (connection,) = exchange.connections
+        connection.end(1000, "enough")
+        assert await other.over() == b""
+        await eventually(lambda: len(gone) == 2)
+        assert (exchange.places.total, exchange.connections) == (0, {})
+
+
+async def test_an_urgent_message_does_not_tear_an_echo() -> None:
+    async with serving(mode="echo", limits={"send_buffer": 4096}) as house:
+        client = await house.client(buffer=4096)
+        (connection,) = house.exchange.connections
+        large = bytes(range(256)) * 8000
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.send, large)
+            await eventually(lambda: connection.session.messages_in)
+        house.hub.direct(connection.session.id, "urgent", priority=0)
+        assert [await client.next(), await client.next()] == [large, b"urgent"]
 
 
 async def test_a_bug_of_ours_ends_one_connection_and_gives_its_place_back(monkeypatch: pytest.MonkeyPatch) -> None:

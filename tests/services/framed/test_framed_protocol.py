@@ -160,8 +160,9 @@ def filled(text: str, **tags: str) -> bytes:
 
 def test_templates_are_filled() -> None:
     assert filled("devices:{tags.device}", device="alpha") == b"devices:alpha"
-    assert filled("{listener}/{session}/{name}", name="n") == b"127.0.0.1:9000/s1/n"
+    assert filled("at:{listener}/{session}/{name}", name="n") == b"at:127.0.0.1:9000/s1/n"
     assert filled("{{plain}}") == b"{plain}"
+    assert filled("{{plain}}:{name}", name="a:b") == b"{plain}:a:b"
     assert filled("{tags.device.id}", **{"device.id": "7"}) == b"7"
 
 
@@ -176,6 +177,20 @@ def test_a_channel_that_gets_too_long_refuses_the_client() -> None:
     assert len(filled("{tags.a}{tags.b}", a="x" * 128, b="y" * 127)) == 255
     with pytest.raises(ProtocolError, match="256 bytes"):
         filled("{tags.a}{tags.b}", a="x" * 128, b="y" * 128)
+
+
+@pytest.mark.parametrize("value", ["a:b", ":", "a\nb", "\0", "\x7f", "\x85"])
+def test_a_client_does_not_choose_the_namespace(value: str) -> None:
+    for text in ("{tags.x}", "room-{name}-{tags.x}"):
+        with pytest.raises(ProtocolError, match=r"tags\.x has") as caught:
+            filled(text, name="n", x=value)
+        assert caught.value.close == 1008
+
+
+def test_a_tag_cannot_bring_control_characters() -> None:
+    assert filled("a:{tags.x}", x="b:c é") == "a:b:c é".encode()
+    with pytest.raises(ProtocolError, match="control characters"):
+        filled("a:{tags.x}", x="b\rc")
 
 
 def test_a_tag_cannot_bring_fields_of_its_own() -> None:

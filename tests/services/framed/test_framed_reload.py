@@ -96,6 +96,37 @@ async def test_an_arrival_that_a_replacement_overtakes_is_let_in_all_the_same() 
         assert await client.rest() == []
 
 
+@pytest.mark.parametrize("stricter", [{"handshake": "required"}, {"handshake": "none", "mode": "echo"}])
+async def test_an_arrival_is_not_let_in_under_rules_that_are_gone(tls: Tls, stricter: dict[str, Any]) -> None:
+    before = listening(handshake="none", tls=tls)
+    async with serving(before) as house:
+        client = await house.client(settled=False)
+        await eventually(lambda: house.service.snapshot().arriving == 1)
+        after = before.model_copy(update=stricter)
+        assert await house.settle(FramedConfig(listen=[after])) == "running"
+        secured = trio.SSLStream(client.stream, trusting(FIRST_CERTIFICATE), server_hostname="127.0.0.1")
+        with trio.fail_after(PATIENCE):
+            await secured.do_handshake()
+        client.stream = secured
+        # in the words of the listener that it came to
+        last = last_of(await client.rest())
+        assert (last["type"], last["code"]) == ("close", 1013)
+        assert 0 < last["retry_after"] < 1
+        await eventually(lambda: house.exchange.places.total == 0)
+        assert (house.hub.opened, house.exchange.rejections["changed"]) == (0, 1)
+
+
+async def test_an_arrival_is_let_in_if_only_limits_have_changed(tls: Tls) -> None:
+    before = listening(mode="echo", handshake="none", tls=tls)
+    async with serving(before) as house:
+        client = await house.client(settled=False)
+        await eventually(lambda: house.service.snapshot().arriving == 1)
+        await house.live(listen=[before.model_copy(update={"proxy_protocol": []})], max_frame=1000)
+        assert await house.settle(FramedConfig(listen=[before, ECHO], max_frame=1000)) == "running"
+        client.stream = trio.SSLStream(client.stream, trusting(FIRST_CERTIFICATE), server_hostname="127.0.0.1")
+        assert await echoes(client)
+
+
 async def test_an_arrival_whose_listener_was_removed_is_sent_away() -> None:
     required = listening(handshake="required")
     async with serving(ECHO, required) as house:
