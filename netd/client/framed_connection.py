@@ -53,6 +53,8 @@ AT_ONCE = 16 * 1024
 """Bytes that a task may queue before others have their turn."""
 _TLS_ALERT = b"\x15\x03"
 """How a TLS server begins its answer to what is no TLS (RFC 8446 section 5.1)."""
+WORDLESS = 5.0
+"""Seconds after which a peer that hangs up without having said anything did not miss anything at the beginning."""
 LAST_WORDS = 1.0
 """Seconds that a broken connection is still read from."""
 
@@ -387,8 +389,7 @@ class Connection:
         if self._loss is not None:
             return self._loss
         loss = ended or self._write_failed or Loss("the connection broke")
-        young = trio.current_time() - link.opened < self._backoff.policy.steady
-        if young and not self.counters.bytes_in:
+        if trio.current_time() - link.opened < WORDLESS and not self.counters.bytes_in:
             return replace(loss, reason=f"{loss.reason} before it said anything; {self._wanted(link)}")
         return loss
 

@@ -49,7 +49,7 @@ from netd.net.timers import SLICE, Timer, Timers
 from netd.net.tls import reason_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from netd.net.tls import TlsLayer
 

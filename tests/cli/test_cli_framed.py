@@ -14,6 +14,7 @@ import threading
 import time
 from contextlib import contextmanager
 
+import click
 import pytest
 import trio
 
@@ -21,8 +22,10 @@ from netd.cli.data import plain_value
 from netd.cli.framed_bench import Times
 from netd.cli.framed_dial import _place, tags_of
 from netd.cli.framed_view import item_json, item_line, shown
+from netd.cli.options import run_loop
 from netd.cli.output import size
 from netd.client.framed_session import Gap
+from netd.errors import DaemonUnreachable
 from netd.wire import handshake, messages
 from netd.wire.messages import (
     AskHistory,
@@ -48,6 +51,7 @@ from netd.wire.messages import (
     TextEvent,
     Unsubscribe,
 )
+from tests.cli.test_cli_sessions import completed
 from tests.support.framedpeer import PATIENCE, FramedPeer
 
 NOW = time.time()
@@ -351,6 +355,30 @@ def test_misuse_is_said_before_anything_is_connected(netctl, options, why):
     said = netctl("framed", "listen", address, "public:a", *more)
     assert (said.exit_code, said.stdout) == (2, "")
     assert why in " ".join(said.stderr.split())
+
+
+@pytest.mark.parametrize(
+    "wrong", [click.UsageError("write it so"), DaemonUnreachable("cannot")], ids=["misuse", "ours"]
+)
+def test_an_error_out_of_a_nursery_is_itself(wrong):
+    async def fail() -> None:
+        raise wrong
+
+    async def main() -> None:
+        async with trio.open_nursery() as outer, trio.open_nursery() as inner:
+            outer.start_soon(trio.sleep_forever)
+            inner.start_soon(fail)
+
+    with pytest.raises(type(wrong)) as raised:
+        run_loop(main)
+    assert raised.value is wrong
+
+
+def test_codecs_and_interfaces_are_completed(api):
+    assert completed(api, "framed", "send", "h:1", "--codec", "") == ["raw", "text", "json", "cbor", "messagepack"]
+    assert completed(api, "framed", "listen", "h:1", "--codec", "m") == ["messagepack"]
+    assert completed(api, "framed", "bench", "--framing", "n") == ["none"]
+    assert "lo" in completed(api, "framed", "connect", "--interface", "l")
 
 
 # --- plain payloads that nobody takes ---------------------------------------------------------------------------------
