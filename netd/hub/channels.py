@@ -16,6 +16,7 @@ from netd.budget import Bucket
 
 if TYPE_CHECKING:
     from netd.hub.history import Publication
+    from netd.hub.outbox import Outbox
     from netd.hub.permissions import Realm
     from netd.hub.session import Session
 
@@ -42,8 +43,9 @@ class Channel:
     def __init__(self, name: bytes, realm: Realm) -> None:
         self.name = name
         self.realm = realm
-        self.subscribers: dict[Session, None] = {}
-        self.shared: dict[Session, None] | None = None
+        self.subscribers: dict[Session, Outbox] = {}
+        """Each with its outbox: a message for a thousand of them touches nothing else of theirs."""
+        self.shared: dict[Session, Outbox] | None = None
         self.waiting: dict[Session, list[Publication]] | None = None
         self._news: Bucket | None = None
 
@@ -87,7 +89,7 @@ class Channel:
 
     def add(self, session: Session) -> None:
         self._own()
-        self.subscribers[session] = None
+        self.subscribers[session] = session.outbox
 
     def remove(self, session: Session) -> None:
         self.release(session)

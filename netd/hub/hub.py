@@ -424,7 +424,7 @@ class Hub:
             sessions = [each for each in self.present() if each.id != letter.sender]
         self._iterating += 1
         try:
-            return spread(sessions, event, letter.priority, letter.ephemeral)
+            return spread((each.outbox for each in sessions), event, letter.priority, letter.ephemeral)
         finally:
             self._iterating -= 1
             if self._leaving:
@@ -441,7 +441,7 @@ class Hub:
         earlier, place.shared = place.shared, place.subscribers
         self._iterating += 1
         try:
-            return spread(place.subscribers, event, priority, ephemeral)
+            return spread(place.subscribers.values(), event, priority, ephemeral)
         finally:
             place.shared = earlier
             self._iterating -= 1

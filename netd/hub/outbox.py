@@ -114,6 +114,7 @@ class Outbox:
         "_left",
         "chunks",
         "dropped",
+        "encoder",
         "mark",
         "owner",
         "pressed",
@@ -126,6 +127,8 @@ class Outbox:
         self.rules = rules
         self.mark = mark
         self.owner = owner
+        self.encoder: Any = None
+        """What the session speaks; kept here, so that whoever spreads a message need not touch the session as well."""
         self.stream: Any = None
         self.size = 0
         self.dropped = 0
@@ -203,7 +206,15 @@ class Outbox:
 
         The list is to be read, not to be changed: others may have been given the same.
         """
-        if self._lanes is not None or self.rules.rate or self.size > limit:
+        chunks = self.chunks
+        if self._lanes is not None or self.rules.rate:
+            taken = self._take_some(limit, now)
+        elif chunks.__class__ is Shared:  # one message, spread to many: the shortest way of all
+            self.chunks = None
+            self.size = 0
+            self._left += 1
+            taken = chunks
+        elif self.size > limit:
             taken = self._take_some(limit, now)
         else:
             chunks, self.chunks = self.chunks, None

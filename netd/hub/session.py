@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from netd.budget import Bucket
+    from netd.hub.outbox import OutboxRules
     from netd.wire.messages import Event
 
 NO_TAGS: Mapping[str, str] = MappingProxyType({})
@@ -74,7 +75,6 @@ class Session:
         "buckets",
         "channels",
         "closing",
-        "encoder",
         "fixed_tags",
         "grants",
         "heartbeat",
@@ -120,8 +120,8 @@ class Session:
     ) -> None:
         """`tags` are its own, `fixed_tags` were vouched for."""
         self.id = id or str(uuid.uuid4())
-        self.encoder = encoder
         self.outbox = outbox
+        outbox.encoder = encoder
         self.link = link
         self.transport = transport
         self.listener = listener
@@ -173,6 +173,15 @@ class Session:
         return self.grants.token
 
     @property
+    def encoder(self) -> Encoder:
+        """What it speaks."""
+        return self.outbox.encoder  # type: ignore[no-any-return]
+
+    @encoder.setter
+    def encoder(self, encoder: Encoder) -> None:
+        self.outbox.encoder = encoder
+
+    @property
     def messages_out(self) -> int:
         """Messages that its outbox took in."""
         return self.outbox.messages
@@ -222,21 +231,22 @@ def offer(sessions: Iterable[Session], event: Event) -> None:
 
 
 def spread(
-    sessions: Iterable[Session],
+    outboxes: Iterable[Outbox],
     event: Event,
     priority: int = NORMAL_PRIORITY,
     ephemeral: bool = False,
 ) -> int:
-    """Send an event to every session, encoded once for each encoder. Returns how many outboxes took it in."""
+    """Put an event into sessions' outboxes, encoded once for each encoder. Returns how many took it in."""
     plain = priority == NORMAL_PRIORITY and not ephemeral
     known: dict[int, bytes] = {}
     encoder: Encoder | None = None
     data = b""
     alone = Shared()
+    roomy: OutboxRules | None = None
     size = reached = 0
-    for session in sessions:
-        if session.encoder is not encoder:
-            encoder = session.encoder
+    for outbox in outboxes:
+        if outbox.encoder is not encoder:
+            encoder = outbox.encoder
             if id(encoder) not in known:
                 encoding = encoded(encoder, event) or b""
                 known[id(encoder)] = Chunk.of(encoding, ephemeral=True) if ephemeral else encoding
@@ -245,14 +255,20 @@ def spread(
             # would set off the garbage collector with every message (up to a fifth of all time)
             alone = Shared((data,))
             size = len(data)
+            roomy = None
         if not size:
             continue
         # The first lines of Outbox.push stand here once more: a call for each subscriber would cost as much as all
         # the rest of a publication to a thousand of them.
-        outbox = session.outbox
         waiting = outbox.size
-        if plain and waiting + size <= outbox.rules.high:
+        if not waiting and outbox.rules is roomy:  # what most of a crowd are
+            outbox.chunks = alone
+            outbox.size = size
+            outbox.mark(outbox)
+            reached += 1
+        elif plain and waiting + size <= outbox.rules.high:
             if not waiting:
+                roomy = outbox.rules
                 outbox.chunks = alone
                 outbox.size = size
                 outbox.mark(outbox)

@@ -304,27 +304,27 @@ class Reactor:
                         size = outbox.size
                         chunks = outbox.take(WRITE, now)
                         if len(chunks) == 1:
-                            data = chunks[0]
+                            [data] = chunks
                         elif size > _JOIN * len(chunks):
                             self._several(stream, chunks)
                             data = b""
                         else:
                             data = b"".join(chunks)
                         if data:
-                            size = len(data)
                             try:
                                 sent = stream.socket.send(data)
                             except BlockingIOError:
                                 sent = 0
                             stream.bytes_out += sent
-                            if sent != size:
+                            if sent == size:  # all that waited
+                                if size < _SMALL:
+                                    small += 1
+                                    if small < _LOOK_SENT:
+                                        continue
+                            elif sent != len(data):
                                 self._keep(stream, [memoryview(data)[sent:] if sent else data])
                             elif outbox.size:
                                 self._dirty.append(outbox)
-                            if size < _SMALL:
-                                small += 1
-                                if small < _LOOK_SENT:
-                                    continue
                 except OSError as error:
                     self.bury(stream, _why(error))
                 except Exception as error:  # noqa: BLE001  # the guard: _failed logs it

@@ -257,7 +257,7 @@ async def test_outboxes_that_are_never_empty_do_not_keep_anybody_from_being_read
         async with trio.open_nursery() as nursery:
             for sink, end in made:
                 nursery.start_soon(drain, sink)
-                end.outbox.take = lambda limit, now: [b"x" * 2000]  # and its size stays what it is
+                end.outbox.take = lambda limit, now: [b"x" * 1000]  # half of it, and its size stays what it is
                 slowly(clock, turns, end.outbox, "flush")
                 end.outbox.push(b"x" * 2000)
             await until(lambda: len(turns.log) > 100)
