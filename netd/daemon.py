@@ -197,9 +197,13 @@ class Daemon:
             await outer.start(self.tracer.run)
             await outer.start(self._messaging.run)
             control_draining = trio.Event()
-            control = await self._open_control(listeners, outer, control_draining)
-            await outer.start(self._supervisor.run)
-            await self._start_services()
+            try:
+                control = await self._open_control(listeners, outer, control_draining)
+                await outer.start(self._supervisor.run)
+                await self._start_services()
+            except PrepareFailed:
+                self._messaging.save()  # nobody was served: the start that succeeds shall find it
+                raise
             listeners.drop_unclaimed()
             # in this order: an embedded daemon leaves its program's environment alone
             if self._notifier.active and (interval := systemd.watchdog_interval()) is not None:

@@ -252,6 +252,20 @@ async def test_after_a_crash_a_client_is_told_that_it_may_have_missed_something(
                 assert await listener.heard() == {"said": "after", "offset": 1}
 
 
+async def test_a_start_that_fails_costs_no_history(life):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        busy = FRAMED + f'[[framed.listen]]\naddress = "127.0.0.1:{taken.getsockname()[1]}"\n' + PUBLIC
+        async with life() as netd, netd.client() as control:
+            await control.channel_publish("public:room", "kept")
+            netd.signal(signal.SIGTERM)
+            assert await netd.exited() == 0
+        failing = life(busy)
+        failing.start()
+        assert await failing.exited() == 69
+    async with life() as netd, netd.client() as control:
+        assert [message["data"] for message in (await control.channel_history("public:room"))["messages"]] == ["kept"]
+
+
 async def test_a_reload_with_a_token_file_that_is_not_there_is_refused(life, tmp_path):
     token = '[[hub.token]]\nname = "press"\nfile = "{}"\npublish = ["news:*"]\n'
     news = '[[hub.namespace]]\nname = "news"\n'
