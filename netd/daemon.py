@@ -201,8 +201,8 @@ class Daemon:
                 control = await self._open_control(listeners, outer, control_draining)
                 await outer.start(self._supervisor.run)
                 await self._start_services()
-            except PrepareFailed:
-                self._messaging.save()  # nobody was served: the start that succeeds shall find it
+            except BaseException:
+                self._messaging.save()  # for the start that succeeds
                 raise
             listeners.drop_unclaimed()
             # in this order: an embedded daemon leaves its program's environment alone
