@@ -17,6 +17,18 @@ from netd.net import tls
 from netd.wire.framing import frame
 from tests.support.framedpeer import PATIENCE, FramedPeer
 
+_KEY_USAGES = (
+    "digital_signature",
+    "content_commitment",
+    "key_encipherment",
+    "data_encipherment",
+    "key_agreement",
+    "key_cert_sign",
+    "crl_sign",
+    "encipher_only",
+    "decipher_only",
+)
+
 
 class Authority:
     """A certificate authority of the test's own, and files in `directory`."""
@@ -57,7 +69,13 @@ class Authority:
             .not_valid_before(now - datetime.timedelta(days=1))
             .not_valid_after(now + datetime.timedelta(days=1))
             .add_extension(x509.BasicConstraints(ca=alternative is None, path_length=None), critical=True)
+            # from Python 3.13 on certificates are held to RFC 5280 section 4.2 by default
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )
+        if alternative is None:
+            usage = dict.fromkeys(_KEY_USAGES, False) | {"key_cert_sign": True, "crl_sign": True}
+            builder = builder.add_extension(x509.KeyUsage(**usage), critical=True)
         if alternative is not None:
             builder = builder.add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
         return builder.sign(self._key, hashes.SHA256())
