@@ -174,9 +174,10 @@ class Hub:
         self.sessions[session.id] = session
         self.index(session)
         self.opened += 1
-        self.application.opened(session)
-        for hook in self.on_opened:
-            hook(session)
+        if not session.internal:  # the daemon's own are nobody's clients
+            self.application.opened(session)
+            for hook in self.on_opened:
+                hook(session)
 
     def close(self, session: Session, code: int = CloseCode.NORMAL, reason: str = "") -> None:
         """A client's stay has ended, whoever ended it; the connection is its transport's. Safe to call again.
@@ -210,9 +211,10 @@ class Hub:
             self.past[key] += getattr(session, key)
         session.buckets = None
         self.stays.keep(session, self.clock(), self.config.resume_seconds)
-        self.application.closed(session)
-        for hook in self.on_closed:
-            hook(session, code, reason)
+        if not session.internal:
+            self.application.closed(session)
+            for hook in self.on_closed:
+                hook(session, code, reason)
 
     def find(self, target: str) -> list[Session]:
         """The sessions that "ID", "name:NAME" or "tag:KEY=VALUE" stands for; the daemon's own are nobody's to find."""

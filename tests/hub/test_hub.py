@@ -368,6 +368,7 @@ def test_hooks_and_the_application_see_sessions_come_and_go():
     person.hello(token=SECRET)
     person.ask(Text(text="hi"))
     person.leave()
+    room.person(internal=True).leave()
     id = person.session.id
     assert seen == [("opened", id), ("hook", id), ("message", "hi"), ("closed", "t", False)]
 
