@@ -24,8 +24,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from concurrent.futures import Future, wait
 from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import outcome
@@ -268,6 +268,38 @@ class _Buffer(Generic[T]):
         return True
 
 
+class _Answer(Generic[T]):
+    """What the loop's thread hands to a thread that waits for it, once.
+
+    Not a Future: its condition is Python code, in which Ctrl-C may strike between taking its lock and the `with` that
+    gives it back; the loop would then wait for that lock for ever. A SimpleQueue is one call into C.
+    """
+
+    __slots__ = ("_queue", "done")
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[outcome.Outcome[T]] = SimpleQueue()
+        self.done = False
+        """It was answered, whether or not anybody has taken it."""
+
+    def set(self, result: outcome.Outcome[T]) -> None:
+        self.done = True
+        self._queue.put(result)
+
+    def wait(self, seconds: float | None = None) -> outcome.Outcome[T] | None:
+        """The answer; None when there is none within `seconds`. Only the first to ask is given it."""
+        try:
+            return self._queue.get(timeout=seconds)
+        except Empty:
+            return None
+
+    def take(self) -> T:
+        """Wait for the answer, and unwrap it."""
+        result = self.wait()
+        assert result is not None
+        return result.unwrap()
+
+
 class _Loop:
     """A Trio loop in a thread, with one client on it."""
 
@@ -278,9 +310,9 @@ class _Loop:
         self._scope = trio.CancelScope()
         self._stop = trio.Event()
         self._calls: trio.Nursery | None = None
-        self._opened: Future[None] = Future()
+        self._opened: _Answer[None] = _Answer()
         self._lock = threading.Lock()
-        self._waiting: set[Future[Any]] = set()
+        self._waiting: set[_Answer[Any]] = set()
         self._ended: outcome.Outcome[None] | None = None
 
     def start(self) -> None:
@@ -290,7 +322,7 @@ class _Loop:
         self._thread = threading.Thread(target=self._run, name="netd-client", daemon=True)
         self._thread.start()
         try:
-            self._opened.result()
+            self._opened.take()
         except BaseException:
             self.stop(at_once=True)
             raise
@@ -312,21 +344,21 @@ class _Loop:
     def call(self, function: Callable[[], Awaitable[T]]) -> T:
         """Run it over there, and wait for it. Interrupted, cancel it and wait until it has ended."""
         self._check_thread("call")
-        future: Future[outcome.Outcome[T]] = Future()
+        answer: _Answer[T] = _Answer()
         scope = trio.CancelScope()
         with self._lock:
-            if self._ended is not None or not self._opened.done():
+            if self._ended is not None or not self._opened.done:
                 raise DaemonUnreachable("cannot use this client: it is closed, or was not opened with `with`")
-            self._waiting.add(future)
+            self._waiting.add(answer)
         try:
-            self._soon(lambda: self._begin(function, future, scope))
-            return future.result().unwrap()
+            self._soon(lambda: self._begin(function, answer, scope))
+            return answer.take()
         finally:
-            if not future.done():
+            if not answer.done:
                 self._soon(scope.cancel)
-                wait([future], _UNWIND)
+                answer.wait(_UNWIND)
             with self._lock:
-                self._waiting.discard(future)
+                self._waiting.discard(answer)
 
     def _check_thread(self, what: str) -> None:
         """The loop cannot wait for itself: it would stand still for ever, and everybody with it."""
@@ -341,36 +373,34 @@ class _Loop:
 
     def _run(self) -> None:
         ended = outcome.capture(trio.run, self._serve)
-        if not self._opened.done():
+        if not self._opened.done:
             error = ended.error if isinstance(ended, outcome.Error) else _closed()
-            self._opened.set_exception(error)
+            self._opened.set(outcome.Error(error))
         with self._lock:
             self._ended = ended
-            waiting = [future for future in self._waiting if not future.done()]
-        for future in waiting:
-            future.set_result(ended if isinstance(ended, outcome.Error) else outcome.Error(_closed()))
+            waiting = [answer for answer in self._waiting if not answer.done]
+        for answer in waiting:
+            answer.set(ended if isinstance(ended, outcome.Error) else outcome.Error(_closed()))
 
     async def _serve(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
         with self._scope:
             async with self._client, trio.open_nursery() as self._calls:
                 try:
-                    self._opened.set_result(None)
+                    self._opened.set(outcome.Value(None))
                     await self._stop.wait()
                     self._calls.cancel_scope.cancel()
                 finally:
                     self._calls = None
 
-    def _begin(
-        self, function: Callable[[], Awaitable[T]], future: Future[outcome.Outcome[T]], scope: trio.CancelScope
-    ) -> None:
+    def _begin(self, function: Callable[[], Awaitable[T]], answer: _Answer[T], scope: trio.CancelScope) -> None:
         if self._calls is None:
-            future.set_result(outcome.Error(_closed()))
+            answer.set(outcome.Error(_closed()))
         else:
-            self._calls.start_soon(self._carry_out, function, future, scope)
+            self._calls.start_soon(self._carry_out, function, answer, scope)
 
     async def _carry_out(
-        self, function: Callable[[], Awaitable[T]], future: Future[outcome.Outcome[T]], scope: trio.CancelScope
+        self, function: Callable[[], Awaitable[T]], answer: _Answer[T], scope: trio.CancelScope
     ) -> None:
         result: outcome.Outcome[T] = outcome.Error(_closed())
         try:
@@ -380,7 +410,7 @@ class _Loop:
                     cancelled, result = result, outcome.Error(_closed())
                     cancelled.unwrap()  # it belongs to the loop, not to who called
         finally:
-            future.set_result(result)
+            answer.set(result)
 
     def _soon(self, function: Callable[[], object]) -> None:
         """Run it on the loop, if there still is one."""
