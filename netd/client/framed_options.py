@@ -66,15 +66,6 @@ def parse_address(address: str | tuple[str, int] | Path) -> Tcp | Unix:
     return Tcp(match["v6"] or match["host"] or "127.0.0.1", int(match["port"]))
 
 
-def is_address(text: str) -> bool:
-    """Whether `text` has the form of an address."""
-    try:
-        parse_address(text)
-    except ProtocolError:
-        return False
-    return True
-
-
 @dataclass(frozen=True)
 class Reconnect:
     """When a lost connection is made again: after `first` seconds, then `factor` times as long each, up to `longest`.
