@@ -19,7 +19,7 @@ import msgspec
 import trio
 
 from netd.errors import TooBusy
-from netd.hub.outbox import NORMAL_PRIORITY, Outbox, OutboxRules
+from netd.hub.outbox import NORMAL_PRIORITY, Outbox, OutboxRules, Shared
 from netd.hub.session import Session
 from netd.wire.messages import CloseCode, Event, Joined, Left, Message, Ok
 
@@ -72,7 +72,7 @@ class Tail:
         self._since = since
         self._news = trio.Event()
         self._closed: str | None = None
-        self._outbox = _InOrder(OutboxRules(BOUND, "drop-oldest"), self._mark, self)
+        self._outbox = _InOrder(OutboxRules(BOUND, "drop-oldest"), self, self)
         self._session = Session(
             encoder=_ENCODER, outbox=self._outbox, link=self, transport="control", address="control", internal=True
         )
@@ -116,7 +116,10 @@ class Tail:
 
     # --- the hub's side ---
 
-    def _mark(self, outbox: Outbox) -> None:
+    def mark(self, outbox: Outbox) -> None:
+        self._news.set()
+
+    def mark_crowd(self, outboxes: list[Outbox], alone: Shared) -> None:
         self._news.set()
 
     def close(self, code: int, reason: str, retry_after: float | None = None) -> None:

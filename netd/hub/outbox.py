@@ -15,25 +15,23 @@ Rules:
     drop-ephemeral  everything ephemeral that waits is dropped; if that is not enough, what is ephemeral is itself
                     dropped, and anything else meets "disconnect". As finding what is ephemeral takes a look at all that
                     waits, that is not done for another ephemeral one before they are a sixteenth of the bound
-- `mark` is called when the outbox was empty and is no more;
+- the flusher is told (`mark`) when the outbox was empty and is no more;
 - the owner is told once when `size` passes `rules.high`, and once when it has come down to `rules.low` again;
 - with a rate, no time t lets more than burst + rate * t bytes out; a chunk larger than the burst goes out when the
   bucket is full, and leaves a debt.
 
 An outbox is most often empty, and nearly every message has priority 128: that lane is a plain list that `take` hands
-over as it is, and there is none while nothing waits. `Hub.deliver` does the first lines of `push` itself.
+over as it is, and there is none while nothing waits. `spread` (session.py) does
+the first lines of `push` itself, and what it leaves in many at once is marked in one call.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from netd.budget import Bucket
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 Policy: TypeAlias = Literal["drop-ephemeral", "drop-oldest", "disconnect"]
 
@@ -74,6 +72,20 @@ class OutboxRules:
         return OutboxRules(-1, "drop-oldest", self.rate, self.burst)
 
 
+class Flusher(Protocol):
+    """Who empties outboxes: netd.net.reactor.Reactor, most often. Neither call may block."""
+
+    def mark(self, outbox: Outbox) -> None:
+        """It was empty and is no more: `take` what is there, soon."""
+
+    def mark_crowd(self, outboxes: list[Outbox], alone: Shared) -> None:
+        """They were empty, and `alone`, one message, is all that waits in each now; no rate holds any of them back.
+
+        For as long as an outbox' `chunks` is `alone`, this is what a `take` of it comes to, and whoever sends to
+        thousands may do it in the outbox' stead: `chunks = None`, `size = 0`, `left += 1`.
+        """
+
+
 class OutboxOwner(Protocol):
     """Who is told how an outbox fares. Both are called from within `push` and `take`, and must not block."""
 
@@ -111,11 +123,11 @@ class Outbox:
         "_bucket",
         "_droppable",
         "_lanes",
-        "_left",
         "chunks",
         "dropped",
         "encoder",
-        "mark",
+        "flusher",
+        "left",
         "owner",
         "pressed",
         "rules",
@@ -123,9 +135,9 @@ class Outbox:
         "stream",
     )
 
-    def __init__(self, rules: OutboxRules, mark: Callable[[Outbox], None], owner: OutboxOwner) -> None:
+    def __init__(self, rules: OutboxRules, flusher: Flusher, owner: OutboxOwner) -> None:
         self.rules = rules
-        self.mark = mark
+        self.flusher = flusher
         self.owner = owner
         self.encoder: Any = None
         """What the session speaks; kept here, so that whoever spreads a message need not touch the session as well."""
@@ -139,7 +151,7 @@ class Outbox:
         self._lanes: dict[int, deque[bytes]] | None = None
         """Every other lane that is not empty."""
         self._bucket: Bucket | None = None
-        self._left = 0
+        self.left = 0
         """Messages that are no longer here, less those that share a chunk here."""
         self._droppable = 0
         """Bytes of what is ephemeral here, or a little more: what `take` took in part is not taken off."""
@@ -150,7 +162,7 @@ class Outbox:
         waiting = len(self.chunks) if self.chunks is not None else 0
         if self._lanes is not None:
             waiting += sum(map(len, self._lanes.values()))
-        return self._left + waiting
+        return self.left + waiting
 
     def push(self, data: bytes, priority: int = NORMAL_PRIORITY, ephemeral: bool = False, count: int = 1) -> bool:
         """Have `data` (`count` whole messages) wait. False: it was dropped, or the outbox takes nothing in any more."""
@@ -165,16 +177,14 @@ class Outbox:
             if ephemeral:
                 self._droppable += size
         if priority != NORMAL_PRIORITY:
-            if self._lanes is None:
-                self._lanes = {}
-            self._lanes.setdefault(priority, deque()).append(data)
+            self._push_aside(data, priority)
         elif self.chunks is None:
             self.chunks = [data]
         elif isinstance(self.chunks, Shared):
             self.chunks = [*self.chunks, data]
         else:
             self.chunks.append(data)
-        self._left += count - 1
+        self.left += count - 1
         self._grow(size)
         return True
 
@@ -187,7 +197,7 @@ class Outbox:
             self.chunks = [*(self.chunks or ()), *chunks]
         else:
             self.chunks.extend(chunks)
-        self._left += count - len(chunks)
+        self.left += count - len(chunks)
         self._grow(size)
         return True
 
@@ -212,7 +222,7 @@ class Outbox:
         elif chunks.__class__ is Shared:  # one message, spread to many: the shortest way of all
             self.chunks = None
             self.size = 0
-            self._left += 1
+            self.left += 1
             taken = chunks
         elif self.size > limit:
             taken = self._take_some(limit, now)
@@ -222,7 +232,7 @@ class Outbox:
                 return []
             taken = chunks if isinstance(chunks, list) else list(chunks)
             self.size = 0
-            self._left += len(taken)
+            self.left += len(taken)
             self._droppable = 0
         if self.pressed:
             self._ease()
@@ -240,12 +250,10 @@ class Outbox:
     def finish(self, last: bytes = b"") -> None:
         """Take nothing in any more but this last message, past the bound; what waits may still go out, before it."""
         if last and self.rules.bound >= 0:
-            if self._lanes is None:
-                self._lanes = {}
-            self._lanes.setdefault(255, deque()).append(last)
+            self._push_aside(last, 255)
             before, self.size = self.size, self.size + len(last)
             if not before:
-                self.mark(self)
+                self.flusher.mark(self)
         self.rules = self.rules._finished()
 
     def reconsider(self) -> None:
@@ -257,17 +265,25 @@ class Outbox:
     def clear(self) -> None:
         """The session is gone: drop what waits, uncounted, and take nothing in any more."""
         self.finish()
-        self._left = self.messages
+        self.left = self.messages
         self.chunks = self._lanes = None
         self.size = 0
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
+    def _push_aside(self, data: bytes, priority: int) -> None:
+        """Put `data` into another lane than that of priority 128."""
+        if isinstance(self.chunks, Shared):
+            self.chunks = [*self.chunks]  # what is shared may be taken as if nothing else were here
+        if self._lanes is None:
+            self._lanes = {}
+        self._lanes.setdefault(priority, deque()).append(data)
+
     def _grow(self, size: int) -> None:
         """`size` bytes more wait: tell those who want to know."""
         before, self.size = self.size, self.size + size
         if not before:
-            self.mark(self)
+            self.flusher.mark(self)
         if self.size > self.rules.high and not self.pressed:
             self.pressed = True
             self.owner.pressure(True)
@@ -314,7 +330,7 @@ class Outbox:
     def _drop(self, chunk: bytes) -> None:
         self.size -= len(chunk)
         self.dropped += chunk.messages if isinstance(chunk, Chunk) else 1
-        self._left += 1
+        self.left += 1
 
     def _drop_oldest(self, size: int, priority: int) -> None:
         """Make room for `size` bytes of this priority, from what is no more urgent. Nothing is dropped in vain."""
@@ -359,7 +375,7 @@ class Outbox:
             if lane:
                 break
         self._sweep()
-        self._left += len(taken)
+        self.left += len(taken)
         return taken
 
     def _shortage(self, size: int, now: float) -> float:

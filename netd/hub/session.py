@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from netd.budget import Bucket
-    from netd.hub.outbox import OutboxRules
+    from netd.hub.outbox import Flusher, OutboxRules
     from netd.wire.messages import Event
 
 NO_TAGS: Mapping[str, str] = MappingProxyType({})
@@ -243,9 +243,13 @@ def spread(
     data = b""
     alone = Shared()
     roomy: OutboxRules | None = None
+    flusher: Flusher | None = None
+    crowd: list[Outbox] = []
     size = reached = 0
     for outbox in outboxes:
         if outbox.encoder is not encoder:
+            reached += _mark(crowd, alone)
+            crowd = []
             encoder = outbox.encoder
             if id(encoder) not in known:
                 encoding = encoded(encoder, event) or b""
@@ -261,17 +265,19 @@ def spread(
         # The first lines of Outbox.push stand here once more: a call for each subscriber would cost as much as all
         # the rest of a publication to a thousand of them.
         waiting = outbox.size
-        if not waiting and outbox.rules is roomy:  # what most of a crowd are
+        if not waiting and outbox.rules is roomy and outbox.flusher is flusher:  # what most of a crowd are
             outbox.chunks = alone
             outbox.size = size
-            outbox.mark(outbox)
-            reached += 1
+            crowd.append(outbox)
         elif plain and waiting + size <= outbox.rules.high:
             if not waiting:
-                roomy = outbox.rules
                 outbox.chunks = alone
                 outbox.size = size
-                outbox.mark(outbox)
+                outbox.flusher.mark(outbox)
+                if not outbox.rules.rate:
+                    reached += _mark(crowd, alone)
+                    crowd = []
+                    roomy, flusher = outbox.rules, outbox.flusher
             else:
                 chunks = outbox.chunks
                 if chunks is None:
@@ -284,4 +290,10 @@ def spread(
             reached += 1
         elif outbox.push(data, priority, ephemeral):
             reached += 1
-    return reached
+    return reached + _mark(crowd, alone)
+
+
+def _mark(crowd: list[Outbox], alone: Shared) -> int:
+    if crowd:
+        crowd[0].flusher.mark_crowd(crowd, alone)
+    return len(crowd)

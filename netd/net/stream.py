@@ -85,6 +85,15 @@ class Outgoing(Protocol):
         """Seconds until `take` gives more, when bytes wait and a rate holds them back; else None."""
 
 
+class OutgoingOfCrowd(Outgoing, Protocol):
+    """One of many that hold the same chunk and nothing else; the reactor takes it by itself (`Reactor.mark_crowd`)."""
+
+    chunks: Any
+    size: int
+    left: int
+    """Chunks that were taken."""
+
+
 class Rare:
     """What few streams need, and those not for long."""
 

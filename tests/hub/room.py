@@ -50,6 +50,15 @@ class Room:
         self.hub = Hub(hub_config or config(), clock=lambda: self.now, server="test", version="1", **more)
         self.dirty: list[Outbox] = []
 
+    def mark(self, outbox: Outbox) -> None:
+        self.dirty.append(outbox)
+
+    def mark_crowd(self, outboxes: list[Outbox], alone: list[bytes]) -> None:
+        assert all(outbox.chunks is alone and outbox.size == len(alone[0]) for outbox in outboxes)
+        assert len(alone) == 1
+        assert not any(outbox.rules.rate for outbox in outboxes)
+        self.dirty += outboxes
+
     def person(self, *hears: bytes | str, **more: Any) -> Person:
         person = Person(self, **more)
         for channel in hears:
@@ -77,7 +86,7 @@ class Person:
         self.closed: list[tuple[int, str]] = []
         self.pressed: list[bool] = []
         self.rules = rules or OutboxRules()
-        self.outbox = Outbox(self.rules, room.dirty.append, self)
+        self.outbox = Outbox(self.rules, room, self)
         self.session = Session(encoder=encoder, outbox=self.outbox, link=self, **session)
         if open:
             room.hub.open(self.session)

@@ -27,7 +27,7 @@ from netd.wire.messages import (
     Subscribe,
     Text,
 )
-from tests.hub.room import Position, Room, Speaks, config, public
+from tests.hub.room import JSON, Position, Room, Speaks, config, public
 
 SECRET = "a secret of enough characters"
 
@@ -131,6 +131,41 @@ def test_an_outbox_that_was_empty_is_marked_once():
     room.hub.publish(b"public:a", "x", priority=7)
     room.hub.publish(b"public:a", "x")
     assert room.dirty == [*(person.outbox for person in people), people[1].outbox]
+
+
+def test_a_crowd_is_told_apart_by_what_it_speaks_who_sends_it_and_what_holds_it_back():
+    room, other = Room(), Room()
+    rules, held = OutboxRules(), OutboxRules(rate=1000, burst=10)
+    people = [
+        *(room.person(b"public:a", rules=rules) for _ in range(3)),
+        *(room.person(b"public:a", rules=rules, encoder=encoder) for encoder in (Speaks(), JSON, JSON)),
+        *(room.person(b"public:a", rules=held) for _ in range(3)),
+        *(room.person(b"public:a", rules=rules) for _ in range(3)),
+    ]
+    for person in people[10:]:
+        person.outbox.flusher = other
+    crowds = []
+    for each in (room, other):
+        each.dirty.clear()
+        each.mark_crowd = lambda outboxes, alone, each=each: (
+            Room.mark_crowd(each, outboxes, alone),
+            crowds.append(len(outboxes)),
+        )
+    assert room.hub.publish(b"public:a", "x") == len(people)
+    assert sorted(map(id, room.dirty)) == sorted(id(person.outbox) for person in people[:10])
+    assert sorted(map(id, other.dirty)) == sorted(id(person.outbox) for person in people[10:])
+    assert sum(crowds) >= 4
+    assert [person.said() for person in people[:6]] == [["x"]] * 6
+
+
+def test_what_is_urgent_and_comes_to_one_of_a_crowd_is_sent_with_the_rest_of_it():
+    room = Room()
+    people = [room.person(b"public:a") for _ in range(3)]
+    room.hub.publish(b"public:a", "to all")
+    alone = people[2].outbox.chunks
+    room.hub.publish(b"public:a", "urgent", priority=1)
+    assert all(person.outbox.chunks is not alone for person in people), "nobody takes it as if it were all there is"
+    assert [person.said() for person in people] == [["urgent", "to all"]] * 3
 
 
 def test_a_few_ephemeral_messages_make_room_for_one_that_is_kept():

@@ -33,7 +33,7 @@ class Owner:
 
 def outbox(bound: int = 1000, policy: str = "disconnect", last: bytes = b"", **rules) -> tuple[Outbox, Owner]:
     owner = Owner(last)
-    owner.outbox = Outbox(OutboxRules(bound, policy, **rules), owner.mark, owner)
+    owner.outbox = Outbox(OutboxRules(bound, policy, **rules), owner, owner)
     return owner.outbox, owner
 
 

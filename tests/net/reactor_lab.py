@@ -27,8 +27,8 @@ PATIENCE = 20.0
 class Box:
     """An outbox: urgent chunks first, and no more than `allowance` bytes leave it (None: any number)."""
 
-    def __init__(self, mark: Callable[[Box], None]) -> None:
-        self.mark = mark
+    def __init__(self, reactor: Reactor) -> None:
+        self.reactor = reactor
         self.stream: Stream | None = None
         self.urgent: list[bytes] = []
         self.normal: list[bytes] = []
@@ -44,7 +44,7 @@ class Box:
         empty = not self.size
         (self.urgent if urgent else self.normal).extend(chunks)
         if empty:
-            self.mark(self)
+            self.reactor.mark(self)
 
     def take(self, limit: int, now: float) -> list[bytes]:
         taken: list[bytes] = []
@@ -69,7 +69,7 @@ class End:
     """An endpoint: remembers what it was fed, and does what the test says."""
 
     def __init__(self, reactor: Reactor, act: Callable[[End, bytes], None] | None = None) -> None:
-        self.outbox = Box(reactor.mark)
+        self.outbox = Box(reactor)
         self.received = bytearray()
         self.feeds = 0
         self.whys: list[str] = []
@@ -133,11 +133,12 @@ def connect(
     buffers: int | None = None,
     tls: TlsLayer | None = None,
     received: bytes = b"",
+    end: End | None = None,
 ) -> tuple[trio.socket.SocketType, End]:
     """A connection of which the reactor has one end."""
     server, client = pair(unix=unix, buffers=buffers)
     client.setblocking(False)
-    end = End(reactor, act)
+    end = end or End(reactor, act)
     end.made = reactor.adopt(server, end, end.outbox, tls=tls, received=received)
     return trio.socket.from_stdlib_socket(client), end
 

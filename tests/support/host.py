@@ -132,6 +132,13 @@ HUB = HubConfig(
 """chat:* has a history, news:* has none."""
 
 
+class Unread:
+    """Sends nothing of what outboxes hold."""
+
+    def mark(self, outbox: Outbox) -> None: ...
+    def mark_crowd(self, outboxes: list[Outbox], alone: list[bytes]) -> None: ...
+
+
 class FakeSession:
     """A client of the hub without a connection: its link and the owner of its outbox. `said` is what it was sent."""
 
@@ -140,7 +147,7 @@ class FakeSession:
         self.socket: Any = None
         self.bytes_in, self.bytes_out, self.tls = 100, 200, False
         self.closed: tuple[int, str] | None = None
-        self.outbox = Outbox(OutboxRules(bound, "drop-oldest"), lambda outbox: None, self)
+        self.outbox = Outbox(OutboxRules(bound, "drop-oldest"), Unread(), self)
         given = {"transport": "framed", "listener": "127.0.0.1:9000", "address": "192.0.2.7:5000"} | fields
         self.session = Session(encoder=JSON, outbox=self.outbox, link=self, **given)
         hub.open(self.session)

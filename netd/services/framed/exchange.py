@@ -174,7 +174,7 @@ class Exchange:
         """
         connection = Connection(door, mode, key, handshake)
         rules = door.echo_rules if mode.name == "echo" else door.rules
-        outbox = connection.outbox = Outbox(rules, self.reactor.mark, connection)
+        outbox = connection.outbox = Outbox(rules, self.reactor, connection)
         tags = None if handshake is None else handshake.tags
         vouched = handshake is not None and (handshake.signed or door.terms.verified)
         session = connection.session = Session(

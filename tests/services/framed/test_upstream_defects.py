@@ -24,7 +24,10 @@ def refuses_all(handshake: object) -> bool:
 
 
 class Nobody:
-    """An outbox's owner."""
+    """An outbox's owner and flusher."""
+
+    def mark(self, outbox: Outbox) -> None: ...
+    def mark_crowd(self, outboxes: list[Outbox], alone: list[bytes]) -> None: ...
 
     def pressure(self, over: bool) -> None: ...
     def overflow(self) -> None: ...
@@ -35,7 +38,7 @@ def test_the_rate_limit_lets_through_its_rate_and_not_twice_that(size: int) -> N
     rate, burst = 50_000, 20_000
     door = Door(None, "127.0.0.1:1", None)  # type: ignore[arg-type]
     door.configure(FramedConfig(rate=rate, burst=burst, backpressure=64 << 20))
-    outbox = Outbox(door.rules, lambda outbox: None, Nobody())
+    outbox = Outbox(door.rules, Nobody(), Nobody())
     for _ in range(40_000_000 // size):
         outbox.push(bytes(size))
     now, sent = 0.0, 0

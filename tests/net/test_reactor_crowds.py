@@ -1,0 +1,144 @@
+"""One message to many: what the reactor takes out of their outboxes by itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from netd.hub.outbox import Outbox, OutboxRules, Shared
+from netd.net.timers import SLICE
+from tests.net.reactor_lab import PATIENCE, End, connect, exactly, running, until
+
+if TYPE_CHECKING:
+    from netd.net.reactor import Reactor
+
+MESSAGE = b"news for all" * 5
+
+
+class Member(End):
+    """An endpoint with the hub's outbox."""
+
+    def __init__(self, reactor: Reactor) -> None:
+        super().__init__(reactor)
+        self.outbox = Outbox(OutboxRules(), reactor, self)
+
+    def pressure(self, over: bool) -> None: ...
+    def overflow(self) -> None: ...
+
+
+def members(reactor: Reactor, count: int, **how) -> list[tuple[trio.socket.SocketType, Member]]:
+    return [connect(reactor, end=Member(reactor), **how) for _ in range(count)]
+
+
+def tell(reactor: Reactor, ends: list[Member], message: bytes = MESSAGE) -> None:
+    alone = Shared((message,))
+    for end in ends:
+        assert not end.outbox.size
+        end.outbox.chunks, end.outbox.size = alone, len(message)
+    reactor.mark_crowd([end.outbox for end in ends], alone)
+
+
+async def test_everybody_is_sent_it_and_it_is_counted():
+    async with running() as reactor:
+        made = members(reactor, 40)
+        await until(lambda: reactor._parked)
+        tell(reactor, [end for _, end in made])
+        assert reactor.snapshot().dirty == 40
+        for peer, end in made:
+            assert await exactly(peer, len(MESSAGE)) == MESSAGE
+            assert (end.outbox.size, end.outbox.messages, end.stream.bytes_out) == (0, 1, len(MESSAGE))
+        assert reactor.snapshot().dirty == 0
+        for peer, _ in made:
+            peer.close()
+
+
+async def test_who_has_more_waiting_who_is_gone_and_who_has_left_meanwhile():
+    async with running() as reactor:
+        made = members(reactor, 5)
+        (more, first), (urgent, second), (gone, third), (left, fourth), (usual, fifth) = made
+        tell(reactor, [end for _, end in made])
+        first.outbox.push(b", and more")
+        second.outbox.push(b"urgent, ", priority=1)
+        third.stream.abort("kicked")
+        left.close()
+        assert await exactly(more, len(MESSAGE) + 10) == MESSAGE + b", and more"
+        assert await exactly(urgent, len(MESSAGE) + 8) == b"urgent, " + MESSAGE
+        assert await exactly(usual, len(MESSAGE)) == MESSAGE
+        assert await gone.recv(100) == b""
+        assert await third.gone() == "kicked"
+        await fourth.gone()
+        assert fifth.outbox.messages == 1
+        for peer in (more, urgent, gone, usual):
+            peer.close()
+
+
+async def test_a_socket_that_is_full_keeps_the_rest_and_loses_nothing():
+    async with running() as reactor:
+        [(peer, end), (other, _)] = made = members(reactor, 2, unix=True, buffers=4096)
+        large = bytes(range(256)) * 4000
+        tell(reactor, [end for _, end in made], large)
+        assert await exactly(other, len(large)) == large
+        assert end.outbox.size == 0
+        end.outbox.push(b"after")
+        assert await exactly(peer, len(large) + 5) == large + b"after"
+        tell(reactor, [end])
+        assert await exactly(peer, len(MESSAGE)) == MESSAGE, "and it is sent to as before"
+        for peer, _ in made:
+            peer.close()
+
+
+async def test_messages_keep_their_order_from_one_crowd_to_the_next():
+    async with running() as reactor:
+        made = members(reactor, 30)
+        ends = [end for _, end in made]
+        for number in range(50):
+            tell(reactor, ends, b"%4d" % number)
+            for end in ends[::3]:
+                end.outbox.push(b"more")
+            await until(lambda: not any(end.outbox.size for end in ends))
+        for number, (peer, end) in enumerate(made):
+            expected = b"".join(b"%4d%s" % (turn, b"" if number % 3 else b"more") for turn in range(50))
+            assert await exactly(peer, len(expected)) == expected
+            assert end.outbox.messages == 50 + (0 if number % 3 else 50)
+            peer.close()
+
+
+@pytest.mark.parametrize("size", [60, 5000])
+async def test_a_crowd_leaves_other_tasks_their_turn(size: int, monkeypatch: pytest.MonkeyPatch):
+    """Every look at the clock finds that the time is over: a step of the crowd at least, then others, then the rest."""
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += 2 * SLICE
+        return now
+
+    async with running() as reactor:
+        made = members(reactor, 100)
+        await until(lambda: reactor._parked)
+        monkeypatch.setattr("netd.net.reactor.monotonic", clock)
+        tell(reactor, [end for _, end in made], b"x" * size)
+        turns = 0
+        with trio.fail_after(PATIENCE):
+            while any(end.outbox.size for _, end in made):
+                turns += 1
+                await trio.lowlevel.checkpoint()
+        assert turns > 5
+        monkeypatch.undo()
+        for peer, end in made:
+            assert await exactly(peer, size) == b"x" * size
+            assert end.outbox.messages == 1
+            peer.close()
+
+
+async def test_a_crowd_that_was_marked_as_the_reactor_stops_is_told_so():
+    async with running() as reactor:
+        made = members(reactor, 3)
+        await until(lambda: reactor._parked)
+        tell(reactor, [end for _, end in made])
+    assert all(end.whys == ["netd is stopping"] for _, end in made)
+    assert reactor.snapshot().dirty == 0
+    for peer, _ in made:
+        peer.close()
