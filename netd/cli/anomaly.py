@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Sessions that behave unlike themselves.")
 @click.argument("target", metavar="[ID]", required=False, shell_complete=complete_sessions)
-@click.option("--limit", "-n", type=click.IntRange(1, 1000), default=20, show_default=True, metavar="N")
+@click.option(
+    "--limit", "-n", type=click.IntRange(1, 1000), default=20, show_default=True, metavar="N", help="Show at most N."
+)
 @common_options
 def anomaly(target: str | None, limit: int) -> None:
     """Scores of sessions, the most unusual first; with a session's ID, of that one.

@@ -136,7 +136,7 @@ def list_changes() -> None:
 @click.option("--wait", type=click.FloatRange(0, 3600), default=0.0, metavar="SECONDS", help="Wait for its end.")
 @common_options
 def show_change(change_id: str, wait: float) -> None:
-    """One change, with its result. Ends with the exit code of its error if it failed."""
+    """One change, with its result; of a reload, what differs. Ends with the exit code of its error if it failed."""
 
     async def ask(client: ControlClient) -> shapes.Change:
         change = await client.change(change_id)
@@ -155,7 +155,13 @@ def show_change(change_id: str, wait: float) -> None:
     took = f", took {duration(ended - change['since'])}" if ended is not None else ""
     out.print(text((change["kind"], "bold"), target, ": ") + state(change["status"]))
     out.print(text(("began ", "dim"), ago(change["since"]), took))
-    for key, value in (change.get("result") or {}).items():
+    result = change.get("result") or {}
+    if "changes" in result:  # of a reload; the services that it names are as `netctl services` shows them
+        from netd.cli.reload import print_applied
+
+        print_applied(change)
+        return
+    for key, value in result.items():
         from netd.cli.output import brief
 
         out.print(text((f"{key} ", "dim"), brief(value)))

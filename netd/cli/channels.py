@@ -28,7 +28,15 @@ def channels(ctx: click.Context) -> None:
 
 @channels.command("list")
 @click.argument("prefix", default="", shell_complete=complete_channels)
-@click.option("--limit", "-n", type=click.IntRange(1, 1_000_000), default=100, show_default=True, metavar="N")
+@click.option(
+    "--limit",
+    "-n",
+    type=click.IntRange(1, 1_000_000),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="Show at most N.",
+)
 @common_options
 def list_channels(prefix: str = "", limit: int = 100) -> None:
     """Channels by name; with PREFIX, those whose names begin so."""
@@ -120,7 +128,9 @@ def publish(channel: str, data: str | None, form: str | None, priority: int, eph
 
 @channels.command()
 @click.argument("channel", shell_complete=complete_channels)
-@click.option("--limit", "-n", type=click.IntRange(1, 1000), default=20, show_default=True, metavar="N")
+@click.option(
+    "--limit", "-n", type=click.IntRange(1, 1000), default=20, show_default=True, metavar="N", help="Show at most N."
+)
 @click.option("--since", metavar="EPOCH:OFFSET", help="The first messages after this position, not the newest.")
 @common_options
 def history(channel: str, limit: int, since: str | None) -> None:

@@ -24,19 +24,13 @@ def completion(shell: str) -> None:
     netctl completion zsh > /usr/local/share/zsh/site-functions/_netctl
     netctl completion fish > ~/.config/fish/completions/netctl.fish
     """
-    from click.shell_completion import get_completion_class
+    from netd.cli.completion_scripts import of_click, script
+    from netd.cli.root import root
 
-    found = get_completion_class(shell)
-    assert found is not None
-    # the template itself, not .source(): that one asks the machine for its bash, which may not be where this is read
-    names = {"complete_func": "_netctl_completion", "complete_var": "_NETCTL_COMPLETE", "prog_name": "netctl"}
-    script = found.source_template % names
-    if shell == "fish":
-        # click's script keeps what stands before the second comma, and descriptions have commas of their own
-        script = script.replace('string split ","', 'string split --max 1 ","')
+    text = script(shell, of_click(root, "netctl"))
     if invocation().json:
         from netd.cli.output import print_json
 
-        print_json({"shell": shell, "script": script})
+        print_json({"shell": shell, "script": text})
         return
-    click.echo(script)
+    click.echo(text, nl=False)

@@ -45,7 +45,9 @@ def info() -> None:
 
 @framed.command()
 @click.argument("session_id", metavar="[ID]", required=False)
-@click.option("--limit", "-n", type=click.IntRange(1, 10_000), default=100, show_default=True, metavar="N")
+@click.option(
+    "--limit", "-n", type=click.IntRange(1, 10_000), default=100, show_default=True, metavar="N", help="Show at most N."
+)
 @common_options
 def connections(session_id: str | None, limit: int) -> None:
     """The connections that are here, the oldest first; with a session's ID, all about that one."""
@@ -152,12 +154,18 @@ def connect(address: str, **how: Any) -> None:
     """Talk by hand: lines go out, what comes is printed. Input may be a pipe.
 
     \b
-    /sub CHANNEL         hear a channel          /list [CHANNEL]      who is connected
-    /unsub CHANNEL       no longer               /presence CHANNEL    who is in it
-    /pub CHANNEL TEXT    publish                 /history CHANNEL     what it keeps
-    /use CHANNEL         lines are published     /ping                there and back
-    /direct WHOM TEXT    to sessions             /help                this list
-    /broadcast TEXT      to everybody            /quit
+    /sub CHANNEL         hear a channel
+    /unsub CHANNEL       no longer
+    /pub CHANNEL TEXT    publish
+    /use CHANNEL         lines are published there
+    /direct WHOM TEXT    to sessions
+    /broadcast TEXT      to everybody
+    /list [CHANNEL]      who is connected
+    /presence CHANNEL    who is in it
+    /history CHANNEL     what it keeps
+    /ping                there and back
+    /help                this list
+    /quit
 
     Other lines go to the daemon's application (which echoes them unless there is one).
     """

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from netd.client.control import ControlClient
     from netd.errors import NetdError
 
+COMPLETION = 1.0
+"""Seconds in which a completion asks the daemon: a person waits with a finger on the Tab key."""
+
 T = TypeVar("T")
 C = TypeVar("C", bound="Callable[..., Any]")
 
@@ -156,7 +159,7 @@ def complete_services(ctx: click.Context, parameter: click.Parameter, incomplete
     from netd.errors import NetdError
 
     async def ask(client: ControlClient) -> list[shapes.Unit]:
-        with trio.fail_after(1):  # a person waits with a finger on the Tab key
+        with trio.fail_after(COMPLETION):
             return await client.services()
 
     try:

@@ -40,7 +40,15 @@ def sessions(ctx: click.Context) -> None:
 )
 @click.option("--tag", metavar="KEY=VALUE", help="Only sessions with this tag.")
 @click.option("--name", metavar="NAME", help="Only sessions of this name.")
-@click.option("--limit", "-n", type=click.IntRange(1, 1_000_000), default=100, show_default=True, metavar="N")
+@click.option(
+    "--limit",
+    "-n",
+    type=click.IntRange(1, 1_000_000),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="Show at most N.",
+)
 @common_options
 def list_sessions(
     transport: str | None = None, tag: str | None = None, name: str | None = None, limit: int = 100

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from netd.cli import options
 from netd.cli.options import call, not_found
 from netd.errors import NetdError, RequestFailed
 
@@ -78,7 +79,7 @@ def _words(ctx: click.Context, ask: Callable[[ControlClient], Awaitable[list[str
     import trio
 
     async def in_time(client: ControlClient) -> list[str]:
-        with trio.fail_after(1):  # a person waits with a finger on the Tab key
+        with trio.fail_after(options.COMPLETION):
             return await ask(client)
 
     try:

@@ -63,7 +63,10 @@ def watch(count: int | None, once: bool, recent: int) -> None:
 )
 @common_options
 def run(target: str, rounds: int, interval: float, max_hops: int | None, send: str) -> None:
-    """Have the daemon connect to HOST[:PORT] over TCP and trace inside that connection. Needs write access."""
+    """Have the daemon connect to HOST[:PORT] over TCP and trace inside that connection. Needs write access.
+
+    Exit code 69 if the trace ended before all its rounds, because the connection closed for good or a limit cut it.
+    """
     from netd.cli import trace_live
 
     options = {"rounds": rounds, "interval": interval, "max_hops": max_hops, "send": send}
@@ -73,7 +76,9 @@ def run(target: str, rounds: int, interval: float, max_hops: int | None, send: s
 
 
 @trace.command("list")
-@click.option("--limit", "-n", type=click.IntRange(1, 1000), default=20, show_default=True, metavar="N")
+@click.option(
+    "--limit", "-n", type=click.IntRange(1, 1000), default=20, show_default=True, metavar="N", help="Show at most N."
+)
 @click.option("--client", metavar="ID", help="Only traces of this client.")
 @click.option("--before", metavar="ID", help="Only traces before this one: to read on.")
 @common_options

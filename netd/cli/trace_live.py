@@ -17,11 +17,11 @@ import click
 import trio
 
 from netd.cli.events import PATIENCE
-from netd.cli.output import console, print_json_line, printable
-from netd.cli.trace_path import snake
-from netd.cli.trace_view import event_line, heading, hop_line, hop_table, screen, summary_line, target_of
+from netd.cli.output import console, counted, print_json_line, printable
+from netd.cli.trace_path import snake, whole
+from netd.cli.trace_view import REASONS, event_line, heading, hop_line, hop_table, screen, summary_line, target_of
 from netd.cli.trace_watch import Client, Watch
-from netd.errors import RequestFailed
+from netd.errors import RequestFailed, ServiceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,12 +55,16 @@ async def watch(client: ControlClient, *, count: int | None, recent: int, as_jso
 
 
 async def run(client: ControlClient, target: str, *, as_json: bool, **options: Any) -> int:
-    """Have the daemon trace to `target`, showing hops as they come. Returns the exit code."""
+    """Have the daemon trace to `target`, showing hops as they come. Returns the exit code.
+
+    Raises ServiceError when the trace ended before all of it was done; what was found is printed by then.
+    """
     out = console()
     traced = Client("", address=target, state="tracing")
     async with client.trace_run(target, **options) as events:
         if as_json or not _can_repaint(out):
             await _print_run(events, traced, as_json)
+            _check_whole(traced)
             return 0
 
         def see(event: ServerEvent) -> bool:
@@ -74,7 +78,10 @@ async def run(client: ControlClient, target: str, *, as_json: bool, **options: A
             table = hop_table(traced.route, indent=2, target=target, width=out.width)
             return Group(heading(traced), table) if traced.route.rows() or traced.done else heading(traced)
 
-        return await _show_live(out, events, see, paint)
+        code = await _show_live(out, events, see, paint)
+    if not code:
+        _check_whole(traced)
+    return code
 
 
 def _can_repaint(out: Console) -> bool:
@@ -171,6 +178,21 @@ async def _print_run(events: EventStream, traced: Client, as_json: bool) -> None
         out = console()
         out.print(hop_table(traced.route, target=target_of(traced.done, traced.address), width=out.width))
     click.echo(f"{printable(traced.address)}: {summary_line(traced.done)}")
+
+
+def _check_whole(traced: Client) -> None:
+    """Raise ServiceError for a trace that had fewer rounds than were asked for, or sent no probe at all.
+
+    A daemon that does not tell these figures (an older one) is believed.
+    """
+    done = traced.done
+    rounds, wanted = whole(done.get("rounds")), whole(done.get("rounds_wanted"))
+    early = rounds is not None and wanted is not None and rounds < wanted
+    if not early and whole(done.get("probes")) != 0:
+        return
+    reason = str(done.get("reason") or "")
+    made = f" after {rounds} of {counted(wanted, 'round')}" if early and wanted is not None else ""
+    raise ServiceError("trace", f"cannot finish the trace to {traced.address}{made}: {REASONS.get(reason, reason)}")
 
 
 def _see_run(traced: Client, event: ServerEvent) -> Any:

@@ -8,6 +8,7 @@
 The own account of a daemon that systemd started has no write access by itself: application code may share it.
 Asked per request, so that a reload takes effect on connections that are open. Names are looked up in a thread (the
 lookup may go to a directory server) and again after a minute: an account made later, or removed, counts from then on.
+One that does not exist gets no access, which is a warning of the daemon's health (`AccessPolicy.watch`).
 A peer whose account its user namespace does not map reads as the overflow uid 65534 and is treated as that one.
 """
 
@@ -18,7 +19,6 @@ import pwd
 import time
 from typing import TYPE_CHECKING
 
-import structlog
 import trio
 
 from netd.net.rest import NOBODY, Access, Caller
@@ -28,11 +28,13 @@ if TYPE_CHECKING:
 
     from netd.control.config import ControlConfig
     from netd.net.http import Peer
+    from netd.runtime.bus import Subscription
+    from netd.runtime.health import Health
 
 _KEEP = 60.0
 """Seconds that a looked-up account is taken for granted."""
-
-log = structlog.get_logger("netd.control")
+_UNKNOWN = "control.accounts"
+"""The health warning about accounts that do not exist."""
 
 
 class AccessPolicy:
@@ -43,7 +45,8 @@ class AccessPolicy:
         hand, None for a daemon that systemd started."""
         self._config = config
         self._own_uid = own_uid
-        self._resolved: dict[tuple[str, ...], tuple[float, frozenset[int]]] = {}
+        self._resolved: dict[tuple[str, ...], tuple[float, dict[str, int | None]]] = {}
+        """Accounts as the configuration lists them -> until when that counts, and their uids; None: no such account."""
 
     async def caller(self, peer: Peer | None) -> Caller:
         if peer is None:
@@ -55,13 +58,38 @@ class AccessPolicy:
             return Caller(peer, Access.CONTENT)
         return Caller(peer, Access.READ)
 
-    async def _uids(self, accounts: Sequence[str]) -> frozenset[int]:
+    async def watch(self, health: Health, reloads: Subscription) -> None:
+        """Keep the warning about accounts that do not exist true: now, with each of `reloads`, and every minute.
+
+        Returns when `reloads` ends.
+        """
+        with reloads:
+            while True:
+                config = self._config()
+                found = {**await self._look_up(config.users), **await self._look_up(config.content_users)}
+                if unknown := [account for account, uid in found.items() if uid is None]:
+                    health.warn(
+                        _UNKNOWN,
+                        f"cannot give access to {', '.join(unknown)}: no such account",
+                        advice="make the account, or take it out of control.users and control.content_users",
+                    )
+                else:
+                    health.clear(_UNKNOWN)
+                with trio.move_on_after(_KEEP):
+                    if await anext(reloads, None) is None:
+                        return
+
+    async def _uids(self, accounts: Sequence[str]) -> set[int]:
+        return {uid for uid in (await self._look_up(accounts)).values() if uid is not None}
+
+    async def _look_up(self, accounts: Sequence[str]) -> dict[str, int | None]:
         key = tuple(accounts)
         if not key:
-            return frozenset()
-        until, uids = self._resolved.get(key, (0.0, frozenset()))
+            return {}
+        until, uids = self._resolved.get(key, (0.0, {}))
         if time.monotonic() >= until:
-            uids = await trio.to_thread.run_sync(_uids_of, key)
+            # abandoned rather than waited for: a directory server that is away must not hold up the end of the daemon
+            uids = await trio.to_thread.run_sync(_uids_of, key, abandon_on_cancel=True)
             self._resolved.pop(key, None)
             while len(self._resolved) >= 2:  # `users` and `content_users` as they are now; older ones go
                 del self._resolved[next(iter(self._resolved))]
@@ -69,8 +97,8 @@ class AccessPolicy:
         return uids
 
 
-def _uids_of(accounts: Sequence[str]) -> frozenset[int]:
-    return frozenset(uid for account in accounts if (uid := _uid(account)) is not None)
+def _uids_of(accounts: Sequence[str]) -> dict[str, int | None]:
+    return {account: _uid(account) for account in accounts}
 
 
 def _uid(account: str) -> int | None:
@@ -79,7 +107,6 @@ def _uid(account: str) -> int | None:
     try:
         return pwd.getpwnam(account).pw_uid
     except KeyError:
-        log.warning("account unknown: it gets no access", account=account)
         return None
 
 

@@ -23,7 +23,7 @@ from netd.control.access import AccessPolicy, own_account
 from netd.control.changes import Changes
 from netd.control.routes import changes as changes_routes
 from netd.control.routes import channels, config, events, log, services, sessions, status
-from netd.net.rest import ERRORS, known_query, render_errors, set_caller
+from netd.net.rest import ERRORS, answer_head, known_query, render_errors, set_caller
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -112,7 +112,10 @@ class _Front:
             await send(message)
 
         try:
-            await self._app(scope, receive, tell)
+            if scope["method"] == "HEAD":
+                await answer_head(self._app, scope, receive, tell)
+            else:
+                await self._app(scope, receive, tell)
         finally:
             logger.debug(
                 "request",

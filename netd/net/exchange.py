@@ -187,11 +187,15 @@ class Exchange:
                 self._head = h11.Response(status_code=message["status"], headers=headers)
                 await trio.lowlevel.checkpoint()
             case "http.response.body" if self._head is not None and not self._done.is_set():
-                data = self._encode(self._head, message.get("body", b""), last=not message.get("more_body", False))
+                last = not message.get("more_body", False)
+                data = self._encode(self._head, message.get("body", b""), last=last)
                 try:
                     await self._line.write(data)
                 except Lost as lost:
                     await self._give_up(lost)
+                if last:
+                    # only now: an application that ends itself once `receive` says so must not cut its own last bytes
+                    self._done.set()
             case unexpected:
                 raise ProtocolError(f"cannot send {unexpected!r} now: it is not the response's turn", origin="local")
 
@@ -207,7 +211,6 @@ class Exchange:
             data += self._http.send(h11.Data(data=body))
         if last:
             data += self._http.send(h11.EndOfMessage())
-            self._done.set()
         return data
 
     def _complete(self, head: h11.Response, length: int | None) -> h11.Response:

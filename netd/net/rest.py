@@ -9,7 +9,8 @@ Rules:
 - every error leaves as {"error": {"kind", "message", "path"?}}: routes raise a NetdError and never build one by hand;
 - every route names the access it needs by a parameter of type Read, Content or Write; every granted write is logged;
 - routes are `async def`: FastAPI would run a plain `def` in a thread, away from the Trio thread that owns everything;
-- an unknown field of a body and an unknown query parameter are refused.
+- an unknown field of a body and an unknown query parameter are refused;
+- what answers GET answers HEAD, by `answer_head` in the application's front: no route names HEAD.
 
 Who has which access is not decided here (control/access.py does): the front of an application stores a `Caller` by
 `set_caller`, and a request without one may do nothing. Importing this file imports FastAPI; routers are imported late.
@@ -38,7 +39,7 @@ from netd.net.http import Peer
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
-    from netd.net.http import Receive, Scope, Send
+    from netd.net.http import App, Message, Receive, Scope, Send
 
 log = structlog.get_logger("netd.net")
 
@@ -161,6 +162,25 @@ def _query_names(dependant: Any) -> set[str]:
     return names.union(*(_query_names(inner) for inner in dependant.dependencies))
 
 
+async def answer_head(app: App, scope: Scope, receive: Receive, send: Send) -> None:
+    """Have `app` answer HEAD as the GET it stands for, without its body (RFC 9110 9.3.2).
+
+    A stream is cancelled with its first part: nobody would ever read it, so nothing may wait for its end.
+    """
+    with trio.CancelScope() as answering:
+
+        async def without_body(message: Message) -> None:
+            if message["type"] != "http.response.body":
+                await send(message)
+                return
+            await send({**message, "body": b"", "more_body": False})
+            if message.get("more_body"):
+                answering.cancel()
+                await trio.lowlevel.checkpoint()
+
+        await app({**scope, "method": "GET"}, receive, without_body)
+
+
 # --- errors --------------------------------------------------------------------------------------------------------
 
 
@@ -249,9 +269,11 @@ def render_errors(app: FastAPI, *, headers: Mapping[str, str] | None = None) -> 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         message = f"cannot {request.method} {request.url.path}: {str(error.detail).lower()}"
-        return error_response(
-            error.status_code, _KINDS.get(error.status_code, "invalid"), message, headers=error.headers
-        )
+        headers = {
+            name: f"{value}, HEAD" if name == "Allow" and "GET" in value.split(", ") else value
+            for name, value in (error.headers or {}).items()
+        }
+        return error_response(error.status_code, _KINDS.get(error.status_code, "invalid"), message, headers=headers)
 
     async def unexpected(request: Request, error: Exception) -> Response:
         # Starlette raises the error again once this is sent, so that the connection's guard logs its traceback

@@ -16,6 +16,12 @@ def api(tmp_path):
         yield fake
 
 
+@pytest.fixture(autouse=True)
+def _patient_completion(monkeypatch):
+    """A machine that is busy with other tests may be slower than a person with a finger on the Tab key is patient."""
+    monkeypatch.setattr("netd.cli.options.COMPLETION", 60.0)
+
+
 @pytest.fixture
 def netctl(api):
     def run(*arguments: str, **environment: str):

@@ -290,6 +290,34 @@ def test_run_cut_short_is_an_error(api, netctl):
     assert "cannot get a whole answer" in said.stderr
 
 
+CLOSED = DONE | {"reason": "closed", "dest_ttl": None, "path_rtt_ms": None, "rounds": 2, "rounds_wanted": 5}
+
+
+def test_run_that_ended_before_all_its_rounds_is_an_error(api, netctl):
+    api.answer("POST", "/v1/trace/run", sse(("done", CLOSED), hold=True))
+    said = netctl("trace", "run", "192.0.2.9:80", "--rounds", "5")
+    assert said.exit_code == 69
+    assert said.stdout == "192.0.2.9:80: the connection ended, 2 of 5 rounds, in-connection, 3 probes\n"
+    message = "cannot finish the trace to 192.0.2.9:80 after 2 of 5 rounds: the connection ended"
+    assert said.stderr == f"netctl: {message}\n"
+    said = netctl("trace", "run", "192.0.2.9:80", "--rounds", "5", "--json")
+    assert (said.exit_code, json.loads(said.stdout)["rounds"]) == (69, 2)
+    assert json.loads(said.stderr) == {"error": {"kind": "service", "message": message}}
+
+
+def test_run_that_sent_no_probe_is_an_error(api, netctl):
+    refused = DONE | {"reason": "limited", "dest_ttl": None, "path_rtt_ms": None, "probes": 0, "rounds_wanted": 1}
+    api.answer("POST", "/v1/trace/run", sse(("done", refused), hold=True))
+    said = netctl("trace", "run", "192.0.2.9:80")
+    message = "cannot finish the trace to 192.0.2.9:80: a limit did not let it run"
+    assert (said.exit_code, said.stderr) == (69, f"netctl: {message}\n")
+
+
+def test_run_of_one_round_that_found_no_end_is_none(api, netctl):
+    api.answer("POST", "/v1/trace/run", sse(("done", CLOSED | {"rounds": 1, "rounds_wanted": 1}), hold=True))
+    assert netctl("trace", "run", "192.0.2.9:80").exit_code == 0
+
+
 # --- on a terminal ----------------------------------------------------------------------------------------------------
 
 
@@ -375,6 +403,14 @@ def test_run_on_a_terminal(tmp_path):
         assert terminal.finish() == 0
     assert "● 192.0.2.9  2 hops" in terminal.plain(), "the address once"
     assert "10.0.1.1" in terminal.plain()
+
+
+def test_run_on_a_terminal_that_ended_early_says_so_below_the_screen(tmp_path):
+    api = FakeApi(tmp_path).answer("POST", "/v1/trace/run", sse(("done", CLOSED), hold=True))
+    with api.serving():
+        terminal = Terminal(api, "trace", "run", "192.0.2.9")
+        assert terminal.finish() == 69
+    assert "netctl: cannot finish the trace to 192.0.2.9 after 2 of 5 rounds" in terminal.plain().splitlines()[-1]
 
 
 def test_a_refusal_on_a_terminal_leaves_no_half_screen(tmp_path):

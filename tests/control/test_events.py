@@ -81,6 +81,18 @@ async def test_notices_arrive_as_they_are_published(control, host, autojump_cloc
         assert data["time"] > 1.7e9
 
 
+async def test_head_tells_that_it_is_a_stream_and_follows_nothing(control, host, autojump_clock):
+    async with front_door(control.seen_by(USER)) as (listener, _, _):
+        peer = listener.connect()
+        await peer.send(request("HEAD", "/v1/events") + request("GET", "/v1/ready"))
+        head = await peer.response("HEAD")
+        assert (head.status, head.headers["content-type"], head.body) == (200, "text/event-stream; charset=utf-8", b"")
+        assert "content-length" not in head.headers
+        assert (await peer.response()).status == 200, "the connection goes on"
+        assert trio.current_time() < 1, "nothing waited for the stream"
+        assert not host.bus._subscriptions
+
+
 async def test_a_notice_carries_its_own_fields_in_camel_case(control, host, autojump_clock):
     async with events(control) as (connect, _, _):
         stream = await connect().open()

@@ -314,7 +314,35 @@ async def test_what_is_not_there_has_the_same_shape(root):
     assert error_of(await root.get("/v1/status/"), 404)["kind"] == "not-found"
     response = await root.delete("/v1/status")
     assert error_of(response, 405)["kind"] == "invalid"
-    assert response.headers["allow"] == "GET"
+    assert response.headers["allow"] == "GET, HEAD"
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/v1/health", 200), ("/v1/services/trace", 200), ("/v1/openapi.json", 200), ("/v1/services/x", 404),
+     ("/v1/reload", 405), ("/v1/health?x=1", 400), ("/nowhere", 404)],
+)  # fmt: skip
+async def test_head_is_answered_as_get_without_the_body(path, status, root, host):
+    """RFC 9110 9.3.2."""
+    head, get = await root.head(path), await root.get(path)
+    assert (head.status_code, head.content) == (status, b"")
+    assert head.headers == get.headers
+    assert head.headers["content-length"] == str(len(get.content))
+    assert host.asked == []
+
+
+async def test_head_needs_the_access_that_get_needs(control):
+    async with control.client(None) as stranger:
+        assert (await stranger.head("/v1/status")).status_code == 403
+
+
+async def test_head_of_what_fails_inside_is_told_and_logged_as_get_is(root, host):
+    def broken():
+        raise ValueError("the secret reason")
+
+    host.services = broken
+    with capture_logs():
+        assert (await root.head("/v1/services")).status_code == 500
 
 
 async def test_an_unknown_query_parameter_is_refused(root, host):

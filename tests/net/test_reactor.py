@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import resource
 import socket
 import struct
 import time
@@ -19,6 +18,7 @@ from netd.net.linux import SO_TIMESTAMPING, SOF_TIMESTAMPING_OPT_ID, SOF_TIMESTA
 from netd.net.reactor import WRITE, Reactor, plain_socket
 from netd.net.stream import MAX_LOOPED
 from tests.net.reactor_lab import PATIENCE, End, connect, echo, exactly, pair, rest, running, send, until
+from tests.support.descriptors import room_for
 
 LOOPING = SOF_TIMESTAMPING_SOFTWARE | SOF_TIMESTAMPING_OPT_ID | 1 << 1  # TX_SOFTWARE
 
@@ -668,12 +668,7 @@ async def test_looking_again_instead_of_waiting_stops_where_it_finds_nothing():
 
 
 async def test_5000_streams():
-    needed = 10_200
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        pytest.skip(f"needs {needed} descriptors, and {hard} are allowed")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, needed), hard))
-    try:
+    with room_for(10_200):
         async with running() as reactor:
             both = [connect(reactor, echo, unix=True) for _ in range(5000)]
             assert reactor.snapshot().streams == 5000
@@ -689,5 +684,3 @@ async def test_5000_streams():
         assert all(len(end.whys) == 1 for _, end in both)
         for peer, _ in both:
             peer.close()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -25,6 +25,7 @@ from netd.net.rest import (
     ServerEvent,
     Wait,
     Write,
+    answer_head,
     error_detail,
     known_query,
     render_errors,
@@ -68,7 +69,10 @@ def application(source=None):
         level = dict(scope["headers"]).get(b"as", b"").decode()
         if level:
             set_caller(scope, Caller(Peer(7, 1000, 1000), Access[level]))
-        await app(scope, receive, send)
+        if scope["method"] == "HEAD":
+            await answer_head(app, scope, receive, send)
+        else:
+            await app(scope, receive, send)
 
     return fronted
 
@@ -297,3 +301,62 @@ async def test_a_source_is_held_back_by_a_slow_reader(autojump_clock):
             data += await peer.stream.receive_some(100)
         await trio.testing.wait_all_tasks_blocked()
         assert len(made) <= 3
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_the_end_of_a_stream_is_whole_however_slowly_it_is_read_by_a_peer_that_sends_ahead(
+    method, autojump_clock
+):
+    async def source():
+        yield ServerEvent("one", 1)
+
+    async with conversation(application(source), lockstep=True) as peer:
+        await peer.send(request(method, "/events"))
+        await trio.testing.wait_all_tasks_blocked()
+        await peer.send(request("GET", "/read", headers=["as: READ"]))
+        data = b""
+        while not data.endswith(b'"READ"'):
+            await trio.testing.wait_all_tasks_blocked()
+            data += (more := await peer.stream.receive_some(1))
+            assert more, data
+    assert data.count(b"HTTP/1.1 200") == 2
+    assert data.count(b"\r\n0\r\n\r\n") == (method == "GET")
+
+
+# --- HEAD -------------------------------------------------------------------------------------------------------------
+
+
+async def test_head_of_a_stream_ends_at_once_and_closes_its_generator(autojump_clock):
+    began = ended = 0
+
+    async def source():
+        nonlocal began, ended
+        began += 1
+        try:
+            yield ServerEvent("one", 1)
+            await trio.sleep_forever()
+        finally:
+            ended += 1
+
+    async with conversation(application(source)) as peer:
+        await peer.send(request("HEAD", "/events") + request("GET", "/read", headers=["as: READ"]))
+        response = await peer.response("HEAD")
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.body == b""
+        assert (await peer.response()).body == b'"READ"', "the connection goes on"
+    assert began == ended
+
+
+async def test_head_of_what_fails_inside_is_logged_as_get_is():
+    with capture_logs() as logs:
+        async with conversation(application()) as peer:
+            await peer.send(request("HEAD", "/fail?what=unexpected"))
+            response = await peer.response("HEAD")
+    assert (response.status, response.body) == (500, b"")
+    assert [line["event"] for line in logs] == ["connection failed"]
+
+
+async def test_head_is_refused_where_get_is(client):
+    response = await client.head("/write")
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
+    assert (await client.head("/read")).status_code == 403

@@ -26,7 +26,7 @@ class TracerLimits:
     waiting: int = 1024
     """Traces that may wait for their turn; one more ends with reason "limited"."""
     patience: float = 10.0
-    """Seconds a trace waits for its turn before it ends with reason "limited"."""
+    """Seconds a trace waits for its turn, and then for each of its probes, before it ends with reason "limited"."""
 
     @property
     def at_once(self) -> int:

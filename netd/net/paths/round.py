@@ -4,6 +4,7 @@
                -> Wait(until)           poll again then, or as soon as something was received
                -> Finished(reason)
     replied(), reached(), counted()     what was received
+    postpone(seconds)                   a limit kept a probe back
     news()                              hops that became known since it was last asked
 
 How it goes:
@@ -205,6 +206,10 @@ class Round:
         if self._tail is not None:
             self._tail.counted(segments, now)
             self._heed(self._tail, now)
+
+    def postpone(self, seconds: float) -> None:
+        """A probe that was due has been kept back for so long: the round's end is so much later."""
+        self._deadline += seconds
 
     def close(self) -> None:
         """The connection is gone."""

@@ -366,6 +366,7 @@ class Tracer:
         sock: socket.socket,
     ) -> Path:
         """Do what the strategy says until it is finished."""
+        held = 0.0  # seconds that the limit has kept the next probe back
         starved = False
         tcp_rtt_ms: float | None = None
         try:
@@ -382,24 +383,31 @@ class Tracer:
                 if tcp_rtt_ms is None and info.rtt_us:
                     tcp_rtt_ms = info.rtt_us / 1000
                 flight.wakeup = trio.Event()
+                delay = 0.0
                 while isinstance(step := round_.poll(now), Probe):
-                    delay = self._bucket.take(self._limits, now)
-                    if delay:
-                        starved = True
-                        await trio.sleep(delay)
-                    else:
-                        flight.send(step)
-                        round_.sent(step, now)
-                        self._probes += 1
+                    if delay := self._bucket.take(self._limits, now):
+                        break
+                    flight.send(step)
+                    round_.sent(step, now)
+                    self._probes += 1
+                    held = 0.0
                     now = trio.current_time()
                 if on_hop is not None:
                     for hop in round_.news():
                         on_hop(hop)
                 if isinstance(step, Finished):
                     break
-                pause = _COUNT_CHECK if round_.counting else _CLOSE_CHECK
-                with trio.move_on_at(min(step.until, now + pause)):
+                until = now + delay if isinstance(step, Probe) else step.until
+                pause = _COUNT_CHECK if round_.counting and not delay else _CLOSE_CHECK
+                with trio.move_on_at(min(until, now + pause)):
                     await flight.wakeup.wait()
+                if delay:
+                    waited = trio.current_time() - now
+                    held += waited
+                    if held < self._limits.patience:
+                        round_.postpone(waited)  # a low limit makes a round slow, not short
+                    else:
+                        starved = True
         finally:
             round_.close()
         reason = step.reason

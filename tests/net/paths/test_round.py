@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netd.net.paths.path import TraceOptions
-from netd.net.paths.round import Finished
+from netd.net.paths.round import Finished, Probe, Round
 from tests.support.simpath import SimNet, routers
 
 
@@ -249,3 +249,16 @@ def test_without_loss_the_path_is_exact_however_wrong_the_distance_and_silent_th
     net.run()
     assert client.round.destination == length + 1, client.sends
     assert client.hops == [None if router.silent else router.addr for router in path]
+
+
+def test_the_end_moves_with_what_a_limit_kept_back():
+    def round_() -> Round:
+        return Round(TraceOptions(timeout=1.0), now=0.0, distance=3, rtt=0.01)
+
+    kept_back = round_()
+    assert isinstance(kept_back.poll(1.9), Probe)
+    assert kept_back.poll(2.0) == Finished("timeout")
+    kept_back = round_()
+    kept_back.postpone(5.0)
+    assert isinstance(kept_back.poll(6.9), Probe)
+    assert kept_back.poll(7.0) == Finished("timeout")

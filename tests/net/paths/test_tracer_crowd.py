@@ -105,12 +105,36 @@ async def test_probes_a_second_are_bounded_for_the_whole_host(lab):
 
 async def test_no_probe_allowed_ends_limited(lab):
     server, client, syn = lab.connect()
-    limits = TracerLimits(probes_per_second=1.0, burst=1)
+    limits = TracerLimits(probes_per_second=1.0, burst=1, patience=0.1)
     with server, client:
         async with tracer_in(lab, limits=limits) as tracer:
             path = await tracer.trace(PlainCarrier(server, syn), TraceOptions(timeout=0.3))
+            assert tracer.snapshot().limited == 1
     assert path.reason == "limited"
     assert path.probes <= 2
+
+
+@pytest.mark.parametrize("method", ["tcp", "udp"])
+async def test_a_low_limit_makes_a_round_slow_and_not_short(lab, method):
+    server, client, syn = lab.connect()
+    limits = TracerLimits(probes_per_second=5.0, burst=1)
+    options = TraceOptions(timeout=0.2, method=method)  # the round would have ended after two probes or three
+    with server, client:
+        async with tracer_in(lab, limits=limits) as tracer:
+            path = await tracer.trace(PlainCarrier(server, syn), options)
+            assert tracer.snapshot().limited == 0
+    assert (path.reason, addresses(path)) == ("destination", lab.hops(4))
+    assert path.elapsed_ms >= (path.probes - 1) * 200 - 1
+
+
+async def test_a_round_that_waits_for_a_probe_notices_that_its_connection_closed(lab):
+    server, client, syn = lab.connect()
+    limits = TracerLimits(probes_per_second=0.2, burst=1)
+    with server, client:
+        async with tracer_in(lab, limits=limits) as tracer:
+            with trio.fail_after(2.0):  # the second probe would be due in five
+                path = await tracer.trace(PlainCarrier(server, syn), on_hop=lambda hop: client.close())
+    assert (path.reason, path.probes) == ("closed", 1)
 
 
 async def test_two_traces_of_one_connection_do_not_mix(lab):
