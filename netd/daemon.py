@@ -16,11 +16,14 @@ Rules:
 - by phase: an error while starting is fatal, while reloading it is reported, while draining it is logged. A service
   that cannot be prepared at start (its port is taken) is fatal; one that crashes is its unit's business;
 - the control API is up before the services and after them: it answers "starting" and "draining" too;
-- `reload` puts the whole configuration in force or nothing of it.
+- `reload` puts the whole configuration in force or nothing of it;
+- systemd's status line is kept true: what runs and where, what is wrong, and why a start failed. A loop that hangs is
+  aborted by systemd's watchdog, and leaves the stacks of all threads on standard error.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import json
 import os
@@ -30,6 +33,7 @@ import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import structlog
@@ -38,6 +42,7 @@ from pydantic_core import to_jsonable_python
 
 from netd import __version__, checks, logs, systemd
 from netd.control.host import ConfigChange, ConfigCheck, ConfigView, ReloadResult
+from netd.control.refusal import refuse_waiting
 from netd.control.scrape import service_type as metrics_service
 from netd.errors import ConfigError, Conflict, NetdError, PrepareFailed, sole
 from netd.hub.config import HubConfig
@@ -53,6 +58,7 @@ from netd.runtime.health import Health
 from netd.runtime.listeners import Listeners
 from netd.runtime.metrics import Metrics
 from netd.runtime.reload import Reload, plan
+from netd.runtime.status import keep_status, summary
 from netd.runtime.store import CLOSE_SECONDS, open_store
 from netd.runtime.supervisor import Supervisor
 from netd.section import Listen
@@ -65,6 +71,7 @@ from netd.services.trace.service import service_type as trace_service
 from netd.settings import Loaded, Settings, load, schema, stage_override
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
@@ -130,8 +137,18 @@ class Daemon:
 
     version = __version__
 
-    def __init__(self, loaded: Loaded, *, source: Callable[..., Loaded] | None = None) -> None:
-        """`source(override=...)` loads the configuration afresh; without it there is nothing to reload from."""
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        source: Callable[..., Loaded] | None = None,
+        notifier: systemd.Notifier | None = None,
+        passed: Mapping[str, Sequence[socket.socket]] | None = None,
+    ) -> None:
+        """`source(override=...)` loads the configuration afresh; without it there is nothing to reload from.
+
+        `notifier`: the service manager that this daemon is a service of; `passed`: the sockets it was handed.
+        """
         self.started = time.time()
         self.bus = Bus()
         self.health = Health(self.bus)
@@ -142,7 +159,8 @@ class Daemon:
         self._stop = trio.Event()
         self._hasten = trio.CancelScope()
         self._checking = trio.Lock()  # whoever may read may ask for a check: one thread and one set of files at a time
-        self._notifier = systemd.Notifier(None)
+        self._notifier = notifier or systemd.Notifier(None)
+        self._passed = passed or {}
 
     # --- its life ---
 
@@ -171,11 +189,8 @@ class Daemon:
         self._stop.set()
 
     async def _run(self, store: Store, task_status: trio.TaskStatus[Self]) -> None:
-        self._notifier = systemd.Notifier.from_environ() if self._source else systemd.Notifier(None)
-        inherited = systemd.listen_fds() if self._source else {}
         async with AsyncExitStack() as stack:
-            stack.callback(self._notifier.close)
-            listeners = Listeners(health=self.health, notifier=self._notifier, inherited=inherited)
+            listeners = Listeners(health=self.health, notifier=self._notifier, inherited=self._passed)
             stack.callback(listeners.close)
             shared = Shared(self.bus, self.health, self.metrics, store, listeners, self.settings.state_directory)
             self._store = store
@@ -202,7 +217,9 @@ class Daemon:
                 await outer.start(self._supervisor.run)
                 await self._start_services()
             except BaseException:
-                self._messaging.save()  # for the start that succeeds
+                # for the start that succeeds
+                listeners.leave_behind()
+                self._messaging.save()
                 raise
             listeners.drop_unclaimed()
             # in this order: an embedded daemon leaves its program's environment alone
@@ -211,6 +228,8 @@ class Daemon:
             if not self._stop.is_set():
                 self._state = "running"
                 self._notifier.ready(self._summary())
+                if self._notifier.active:
+                    await outer.start(keep_status, self.bus, self._status, self._notifier.status)
                 log.info("netd is running", version=self.version, sources=self._loaded.sources or "defaults", **control)
             task_status.started(self)
             await self._stop.wait()
@@ -240,7 +259,8 @@ class Daemon:
             enabled = sum(getattr(section, "enabled", True) for section in self.settings.services().values())
             self._notifier.extend_timeout(enabled * self.settings.supervisor.start_timeout + _MARGIN)
             nursery.start_soon(until_stopped)
-            outcomes = await self._supervisor.start_all()
+            # no further than that: clients in a queue are for a daemon that stays
+            outcomes = await self._supervisor.start_all(fatal=PrepareFailed)
             nursery.cancel_scope.cancel()
             for settled in outcomes.values():
                 if isinstance(settled.error, PrepareFailed):
@@ -256,9 +276,12 @@ class Daemon:
         leases = listeners.lease("control", reserve=0)
         listener = await leases.open(Listen(address=f"unix:{config.socket}"), mode=config.mode, group=config.group)
         # late: FastAPI costs 0.3 s and 17 MiB, which a daemon without a control socket need not pay
+        from netd.control.access import AccessPolicy, own_account
         from netd.control.app import create_app
 
-        app = create_app(self, outer)
+        policy = AccessPolicy(lambda: self.control_config, own_uid=own_account())
+        outer.start_soon(policy.watch, self.health, self.bus.subscribe(Reloaded, buffer=1))
+        app = create_app(self, outer, policy=policy)
 
         async def serve(*, task_status: trio.TaskStatus[None]) -> None:
             try:
@@ -439,9 +462,12 @@ class Daemon:
         self.bus.publish(Reloaded(changed=[change.path for change in made.changes]))
         return ReloadResult(_shown(made.changes), self.services())
 
+    def _status(self) -> str | None:
+        return self._summary() if self.state == "running" else None  # what else it is doing has been said
+
     def _summary(self) -> str:
         """One line for `systemctl status`."""
-        return ", ".join(f"{unit.name} {unit.state}" for unit in self.services())
+        return summary(self.services(), len(self.health.warnings()))
 
 
 class Notices:
@@ -495,16 +521,40 @@ def _raise_file_limit() -> None:
 
 def run(*, paths: Sequence[Path], log_level: str | None = None) -> int:
     """The process: load, serve until SIGTERM or SIGINT, return the exit code. NetdError for what prevents a start."""
+    faulthandler.enable()  # for the watchdog's SIGABRT; Python's own switches are environment, which -I ignores
     os.umask(0o077)  # history and overrides hold addresses of clients, and perhaps secrets
-    loaded = load(paths)
-    logs.configure(loaded.settings.log, level=log_level)
-    _raise_file_limit()
-    daemon = Daemon(loaded, source=partial(load, paths))
+    notifier = systemd.Notifier.from_environ()
+    passed = systemd.listen_fds()
+    waiting = [sock.dup() for sock in passed.get("control", ())]
     try:
+        loaded = load(paths)
+        logs.configure(loaded.settings.log, level=log_level)
+        _raise_file_limit()
+        daemon = Daemon(loaded, source=partial(load, paths), notifier=notifier, passed=passed)
         trio.run(_with_signals, daemon)
+        notifier.status("stopped")
     except BaseExceptionGroup as group:
-        raise sole(group) from None
+        error = sole(group)
+        _say_why(error, notifier, waiting)
+        raise error from None
+    except NetdError as error:
+        _say_why(error, notifier, waiting)
+        raise
+    finally:
+        notifier.close()
+        for sock in (*waiting, *chain.from_iterable(passed.values())):
+            sock.close()
     return 0
+
+
+def _say_why(error: BaseException, notifier: systemd.Notifier, waiting: Iterable[socket.socket]) -> None:
+    """In systemd's status line, which stays when the process is gone, and to those whose command started us in vain;
+    standard error has it all.
+    """
+    first, *others = str(error).splitlines() or [type(error).__name__]
+    notifier.status(f"{first} (and {len(others)} more)" if others else first)
+    if isinstance(error, ConfigError):  # others may be cured by the next start: clients had better go on waiting
+        refuse_waiting(waiting, error)
 
 
 async def _with_signals(daemon: Daemon) -> None:

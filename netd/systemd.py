@@ -31,6 +31,9 @@ _LISTEN_FDS_START = 3
 _SEND_TIMEOUT = 1.0
 _STATUS_LENGTH = 512
 
+STORE_MAX = 512
+"""FileDescriptorStoreMax= of netd.service: systemd tells a service of it only since version 254 ($FDSTORE)."""
+
 log = structlog.get_logger("netd.systemd")
 
 
@@ -53,8 +56,10 @@ class _Strings(SystemdNotifier):  # type: ignore[misc]  # sdnotify has no types
 class Notifier:
     """The notify socket of the service manager; inert when there is none."""
 
-    def __init__(self, address: str | None) -> None:
+    def __init__(self, address: str | None, *, store_max: int = STORE_MAX) -> None:
         """`address` as in NOTIFY_SOCKET: an absolute path, or "@" and an abstract name."""
+        self.store_max = store_max
+        """How many descriptors systemd keeps for us."""
         self._sd: _Strings | None = None
         if address:
             try:
@@ -64,7 +69,8 @@ class Notifier:
 
     @classmethod
     def from_environ(cls, environ: MutableMapping[str, str] = os.environ) -> Self:
-        return cls(environ.pop("NOTIFY_SOCKET", None))
+        store_max = environ.pop("FDSTORE", "")
+        return cls(environ.pop("NOTIFY_SOCKET", None), store_max=int(store_max) if store_max.isdecimal() else STORE_MAX)
 
     @property
     def active(self) -> bool:
@@ -95,8 +101,8 @@ class Notifier:
     def store(self, name: str, sock: socket.socket) -> None:
         """Leave a copy of `sock` with systemd, which hands it to the next process of this service under `name`.
 
-        `name`: at most 255 ASCII characters, no control characters and no colon. Systemd drops it silently unless the
-        unit has FileDescriptorStoreMax=, so there is no answer to wait for.
+        `name`: at most 255 ASCII characters, no control characters and no colon. Systemd gives no answer: what is
+        beyond FileDescriptorStoreMax= (`store_max`) is dropped, and so is a socket that it has under another name.
         """
         _check_name(name)
         self._send("FDSTORE=1", f"FDNAME={name}", fds=[sock.fileno()])

@@ -124,6 +124,25 @@ async def test_sighup_reloads_and_a_refused_reload_disturbs_nobody(tmp_path):
             await ws.ping()  # the client noticed nothing
 
 
+async def test_an_account_that_does_not_exist_is_a_health_warning_until_a_reload_mends_it(tmp_path):
+    async with NetdProcess(tmp_path, '[control]\nusers = ["no-such-user"]\n') as netd, netd.client() as control:
+
+        async def told() -> list[str]:
+            return [one["message"] for one in (await control.health())["warnings"] if one["code"] == "control.accounts"]
+
+        with trio.fail_after(PATIENCE):
+            async with control.events(kinds=["warningRaised", "warningCleared"]) as events:
+                if not await told():
+                    assert (await anext(events)).data["code"] == "control.accounts"
+                assert await told() == ["cannot give access to no-such-user: no such account"]
+                netd.config.write_text("")
+                await control.reload(wait=20)
+                async for event in events:
+                    if event.kind == "warningCleared":
+                        break
+                assert await told() == []
+
+
 async def test_a_listener_that_cannot_be_had_refuses_the_reload(tmp_path):
     async with NetdProcess(tmp_path, TRACE) as netd, netd.client() as control:
         before = (await control.health())["warnings"]
@@ -242,6 +261,64 @@ async def test_listeners_survive_a_kill_through_the_fd_store(tmp_path):
             assert (await waiting.receive_some()).startswith(b"HTTP/1.1 4")
         await waiting.aclose()
     systemd.close()
+
+
+async def test_a_start_that_fails_leaves_the_listeners_to_the_next(tmp_path):
+    systemd = Systemd(tmp_path)
+    async with NetdProcess(tmp_path, TRACE, systemd=systemd) as netd:
+        host, port = (await trace_url(netd)).removeprefix("ws://").rstrip("/").split(":")
+        kept = sorted(name for name, _ in systemd.store)
+        netd.signal(signal.SIGKILL)
+        await netd.exited()
+
+    with socket.create_server(("127.0.0.1", 0)) as rival:
+        taken = f'[[metrics.listen]]\naddress = "127.0.0.1:{rival.getsockname()[1]}"\n'
+        failing = NetdProcess(tmp_path, TRACE + taken, systemd=systemd)
+        failing.start()
+        assert "another program listens there already" in await systemd.status()
+        assert await failing.exited() == 69
+    assert sorted(name for name, _ in systemd.store) == kept
+
+    waiting = await trio.open_tcp_stream(host, int(port))
+    async with NetdProcess(tmp_path, TRACE, systemd=systemd):
+        with trio.fail_after(PATIENCE):
+            await waiting.send_all(b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await waiting.receive_some()).startswith(b"HTTP/1.1 4")
+        await waiting.aclose()
+    systemd.close()
+
+
+async def test_the_status_line_says_what_runs_and_what_does_not(tmp_path):
+    toml = TRACE + '[[metrics.listen]]\naddress = "127.0.0.1:0"\n[[metrics.listen]]\naddress = "127.0.0.1:0"\n'
+    async with NetdProcess(tmp_path, toml) as netd, netd.client() as control:
+        ready = next(message for message in netd.systemd.messages if "READY" in message)
+        units = {unit["name"]: unit for unit in await control.services()}
+        trace, metrics = units["trace"]["addresses"], units["metrics"]["addresses"]
+        assert f"trace running on {trace[0]}, " in ready["STATUS"]
+        assert f"metrics running on {metrics[0]} and 1 more, " in ready["STATUS"]
+        await control.service_stop("trace")
+        while "trace stopped" not in await netd.systemd.status():
+            pass
+
+
+@pytest.mark.parametrize(
+    ("toml", "says"),
+    [("trace = 1\n", "netd.toml:1: trace: "), ("a = 1\nb = 2\n", "netd.toml:1: a: unknown key (and 1 more)")],
+)
+async def test_why_it_did_not_start_stands_in_the_status_line(tmp_path, toml, says):
+    netd = NetdProcess(tmp_path, toml)
+    netd.start()
+    assert await netd.exited() == 78
+    assert says in await netd.systemd.status()
+    netd.systemd.close()
+
+
+async def test_a_hung_loop_is_aborted_with_the_stacks_of_its_threads(tmp_path):
+    async with NetdProcess(tmp_path, TRACE) as netd:
+        netd.signal(signal.SIGABRT)
+        assert await netd.exited() == -signal.SIGABRT
+    assert "Fatal Python error: Aborted" in netd.log()
+    assert "in run" in netd.log().partition("most recent call first")[2]
 
 
 async def test_the_watchdog_is_fed_while_the_loop_is_healthy(tmp_path):

@@ -9,18 +9,18 @@ import sys
 import textwrap
 import time
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 import trio.testing
 
-from netd.systemd import Notifier, listen_fds, watchdog, watchdog_interval
+from netd.systemd import STORE_MAX, Notifier, listen_fds, watchdog, watchdog_interval
 from tests.support.systemd import FakeSystemd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from trio.testing import MockClock
 
@@ -87,8 +87,23 @@ def test_the_environment_is_read_once(systemd: FakeSystemd) -> None:
     assert notifier.active
     assert environ == {}
     assert "NOTIFY_SOCKET" not in os.environ
+    assert notifier.store_max == STORE_MAX
     notifier.close()
     assert not notifier.active
+
+
+@pytest.mark.parametrize(("told", "expected"), [("7", 7), ("", STORE_MAX), ("many", STORE_MAX)])
+def test_how_many_descriptors_systemd_keeps(systemd: FakeSystemd, told: str, expected: int) -> None:
+    environ = {"NOTIFY_SOCKET": systemd.address, "FDSTORE": told}
+    notifier = Notifier.from_environ(environ)
+    assert notifier.store_max == expected
+    assert environ == {}
+    notifier.close()
+
+
+def test_what_the_unit_keeps_is_what_is_taken_for_granted() -> None:
+    unit = (Path(__file__).parents[1] / "systemd" / "netd.service").read_text()
+    assert f"\nFileDescriptorStoreMax={STORE_MAX}\n" in unit
 
 
 def test_an_abstract_address(tmp_path: Path) -> None:

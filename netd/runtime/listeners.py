@@ -9,10 +9,14 @@ Rules:
 - a socket that nobody leases any more is closed, unless its service is held: a unit that is about to start again holds
   its sockets, and what the generation before had open goes on queueing clients in the backlog;
 - a released Listener accepts nothing more: two generations never compete for one client;
-- what systemd passed (netd.socket, or the fd store of the process before us) is taken instead of binding anew. A socket
-  of netd.socket stays open while nobody uses it, because systemd keeps it open anyway;
+- what systemd passed (netd.socket, or the fd store of the process before us) is taken instead of binding anew, by the
+  name it was stored under, or because it is the very address: one that moved to another service keeps its queue. A
+  socket of netd.socket stays open while nobody uses it, because systemd keeps it open anyway;
 - what we bind ourselves is left in the fd store too, and is taken out again when it is closed for good. Once the daemon
-  is ending (`leave_behind`) it stays there: the next process finds it, clients still queueing;
+  is ending (`leave_behind`) it stays there: the next process finds it, clients still queueing. The store has a limit:
+  what is beyond it is not kept over a restart, which a health warning says;
+- what is closed for good is shut down first: systemd's copy would go on taking clients, and keep the address, until
+  systemd has read that it may go;
 - the last descriptors of the process are not for clients: services stop accepting before there are none, so that the
   control API can still say what is wrong, and files can be opened;
 - [::] means IPv6 only (IPV6_V6ONLY), so that "[::]:80" and "0.0.0.0:80" are two listeners wherever they are written.
@@ -37,7 +41,7 @@ import structlog
 import trio
 
 from netd.errors import PrepareFailed
-from netd.runtime.sockets import address_of, inode_of, listen_inet, listen_unix, listens_at, port_of
+from netd.runtime.sockets import address_of, inode_of, listen_inet, listen_unix, listens_at, path_of, port_of
 from netd.section import parse_address
 
 if TYPE_CHECKING:
@@ -51,6 +55,7 @@ RESERVE = 32
 """Descriptors that services leave to the rest of the daemon, or an eighth of all where those are few."""
 _PAUSE = 0.1
 """Seconds before accept is tried again; at once would spin, as the connection stays in the backlog."""
+_STORE_FULL = "listeners.store"
 
 # accept(2): errors of the connection that was to be accepted, not of the listener.
 _OF_THE_CLIENT = frozenset(
@@ -134,8 +139,10 @@ class Listeners:
         self._inherited = {name: list(socks) for name, socks in (inherited or {}).items()}
         self._bound: dict[_Key, _Bound] = {}
         self._held: set[str] = set()
+        self._served: set[str] = set()
         self._paused: set[Listener] = set()
         self._leaving_behind = False
+        self._started = False
 
     def lease(self, service: str, *, reserve: int = RESERVE) -> Leases:
         """A new generation's view, empty at first. It accepts nobody while only `reserve` descriptors are left."""
@@ -152,8 +159,12 @@ class Listeners:
 
     def trim(self, service: str) -> None:
         """Close what nobody leases, held or not: the generation that runs now did not ask for it."""
+        self._served.add(service)
         for bound in [bound for bound in self._bound.values() if bound.key.service == service and not bound.leases]:
             self._close(bound)
+        if self._started and not self._leaving_behind:
+            for name in [name for name in self._inherited if name.startswith(f"{service}.")]:
+                self._give_up(name)
 
     def leave_behind(self) -> None:
         """From now on closing a socket leaves its copy in the fd store: the daemon ends and may be started again."""
@@ -162,20 +173,17 @@ class Listeners:
     def drop_unclaimed(self) -> None:
         """Close what was inherited through the fd store and nobody opened: the configuration changed since.
 
-        Call it once every service had its chance. Sockets of held services and of netd.socket stay.
+        Call it once every service had its chance. Sockets of netd.socket stay, and those of services that are held and
+        have yet to serve: `trim` gives them up.
         """
-        in_use = {bound.stored for bound in self._bound.values()}
+        self._started = True
         for name, socks in list(self._inherited.items()):
-            service = name.split(".")[0]
             if "." not in name:
                 for sock in socks:
                     log.warning("a socket from systemd matches no listener", name=name, address=address_of(sock))
-            elif service not in self._held or name in in_use:
-                for sock in self._inherited.pop(name):
-                    log.info("closing a stored socket that nobody asked for", name=name, address=address_of(sock))
-                    sock.close()
-                if name not in in_use and self._notifier is not None:
-                    self._notifier.unstore(name)
+            elif name.split(".")[0] not in self._held - self._served or self._stores(name):
+                self._give_up(name)
+        self._store_rest()
 
     def close(self) -> None:
         """Close everything, leased or not."""
@@ -194,18 +202,22 @@ class Listeners:
     def _open(self, key: _Key, mode: int, group: str | None) -> _Bound:
         bound = self._bound.get(key) or self._adopt(key) or self._bind(key, mode, group)
         self._bound[key] = bound
+        if self._started and bound.stored is None:
+            self._store_rest()  # or says that it is one too many
         return bound
 
     def _adopt(self, key: _Key) -> _Bound | None:
         """What systemd passed for this listener, if it did."""
         target = parse_address(key.address)
-        for name, socks in self._inherited.items():
-            ours, _, inode = name.removeprefix(f"{key.service}.").partition(".")
-            stored = f"{key.service}.{ours}" == key.stored_name
-            if not stored and name != key.service:
+        moved = isinstance(target, Path) or target[1] != 0
+        # its own first: what another listener left is only taken if nothing was left for this one
+        for name, socks in sorted(self._inherited.items(), key=lambda item: not self._is_for(key, item[0])):
+            stored = "." in name
+            if not self._is_for(key, name) and not (stored and moved):
                 continue
+            inode = _stored_inode(name) if stored else None
             for sock in socks:
-                if not listens_at(sock, target, key.interface, int(inode or 0) if stored else None):
+                if not listens_at(sock, target, key.interface, inode):
                     continue
                 socks.remove(sock)
                 if not socks:
@@ -213,10 +225,75 @@ class Listeners:
                 address = key.address if isinstance(target, Path) else address_of(sock)
                 bound = _Bound(key, sock, address, "store" if stored else "unit", name if stored else None)
                 if stored and isinstance(target, Path):
-                    bound.path, bound.inode = target, int(inode)
+                    bound.path, bound.inode = target, inode or 0
                 log.info("took over a listener", service=key.service, address=address, origin=bound.origin)
+                if stored and not self._is_for(key, name):
+                    self._rename(bound)
                 return bound
         return None
+
+    def _is_for(self, key: _Key, name: str) -> bool:
+        """Whether what was passed under `name` was meant for this listener."""
+        return name == key.service or ".".join(name.split(".")[:2]) == key.stored_name
+
+    def _stores(self, name: str) -> bool:
+        return any(bound.stored == name for bound in self._bound.values())
+
+    def _give_up(self, name: str) -> None:
+        """Close what was left in the fd store under `name`; not what is in use, should the store have it twice."""
+        in_use = self._stores(name)
+        for sock in self._inherited.pop(name):
+            path = path_of(sock)
+            address = f"unix:{path}" if path else address_of(sock)
+            log.info("closing a stored socket that nobody asked for", name=name, address=address)
+            if in_use:
+                sock.close()
+                continue
+            if path is not None and inode_of(path) == _stored_inode(name) != 0:
+                _unlink(path)
+            _close_for_good(sock)
+        if not in_use and self._notifier is not None:
+            self._notifier.unstore(name)
+
+    def _store(self, bound: _Bound) -> None:
+        """Leave a copy with systemd, if it has room for one more."""
+        if self._notifier is None or not self._notifier.active:
+            return
+        kept = sum(one.stored is not None for one in self._bound.values()) + sum(
+            len(socks) for name, socks in self._inherited.items() if "." in name
+        )
+        limit = self._notifier.store_max
+        if kept >= limit:
+            return
+        bound.stored = f"{bound.key.stored_name}.{bound.inode}" if bound.path else bound.key.stored_name
+        self._notifier.store(bound.stored, bound.socket)
+
+    def _rename(self, bound: _Bound) -> None:
+        """Have systemd keep a socket under the name of whose it is now."""
+        if self._notifier is not None and bound.stored is not None:
+            # in this order: systemd takes no socket that it has already, under whatever name
+            self._notifier.unstore(bound.stored)
+            bound.stored = None
+            self._store(bound)
+
+    def _store_rest(self) -> None:
+        """Store what there was no room for so far, and say what there still is none for."""
+        if self._notifier is None or not self._notifier.active or self._leaving_behind:
+            return
+        ours = [bound for bound in self._bound.values() if bound.origin != "unit"]
+        for bound in ours:
+            if bound.stored is None:
+                self._store(bound)
+        left_out = [bound for bound in ours if bound.stored is None]
+        if not left_out:
+            self._health.clear(_STORE_FULL)
+            return
+        self._health.warn(
+            _STORE_FULL,
+            f"cannot keep {len(left_out)} of {len(ours)} listeners open over a restart, {left_out[0].address} is one: "
+            f"systemd keeps {self._notifier.store_max} sockets",
+            advice="raise FileDescriptorStoreMax= (systemctl edit netd), then restart netd",
+        )
 
     def _bind(self, key: _Key, mode: int, group: str | None) -> _Bound:
         target = parse_address(key.address)
@@ -226,9 +303,7 @@ class Listeners:
         else:
             sock = self._listen_inet(*target, key)
             bound = _Bound(key, sock, address_of(sock), "bound")
-        if self._notifier is not None and self._notifier.active:
-            bound.stored = f"{key.stored_name}.{bound.inode}" if bound.path else key.stored_name
-            self._notifier.store(bound.stored, sock)
+        self._store(bound)
         log.info("listening", service=key.service, address=bound.address)
         return bound
 
@@ -236,12 +311,14 @@ class Listeners:
         try:
             return listen_inet(host, port, key.interface, shared=False)
         except OSError as error:
-            own = [one for one in self._bound.values() if one.key.service == key.service]
-            rivals = [one.socket for one in own if port_of(one.socket) == port]
+            own = [one.socket for one in self._bound.values() if one.key.service == key.service]
+            left = [sock for name, socks in self._inherited.items() if "." in name for sock in socks]
+            rivals = [sock for sock in (*own, *left) if port_of(sock) == port]
             if error.errno != errno.EADDRINUSE or not rivals:
                 raise
-        # "127.0.0.1:80" becomes "0.0.0.0:80" while the generation that has the former still serves: the kernel lets
-        # two listeners of one user overlap if both have SO_REUSEPORT as the second is bound. Lent for that moment only.
+        # "127.0.0.1:80" becomes "0.0.0.0:80" while the generation that has the former still serves, or while the store
+        # has it from a process with another configuration: the kernel lets two listeners of one user overlap if both
+        # have SO_REUSEPORT as the second is bound. Lent for that moment only.
         for rival in rivals:
             rival.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         try:
@@ -264,12 +341,13 @@ class Listeners:
         if bound.stored is not None and self._notifier is not None and not self._leaving_behind:
             self._notifier.unstore(bound.stored)
         if bound.path is not None and not left_behind and inode_of(bound.path) == bound.inode:
-            try:
-                bound.path.unlink(missing_ok=True)
-            except OSError as error:
-                log.warning("cannot remove a socket's path", path=str(bound.path), why=error.strerror)
-        bound.socket.close()
+            _unlink(bound.path)
+        if left_behind:
+            bound.socket.close()
+        else:
+            _close_for_good(bound.socket)
         log.info("listener closed", service=bound.key.service, address=bound.address, left_in_store=left_behind)
+        self._store_rest()
 
     def _pause(self, listener: Listener, service: str, error: OSError) -> None:
         self._paused.add(listener)
@@ -331,6 +409,7 @@ class Leases:
         fresh = key not in self._owner._bound
         try:
             bound = self._owner._open(key, mode, group)
+            fresh = fresh and bound.origin == "bound"  # what systemd had was open before, and clients may queue there
             try:
                 for level, option, value in options:
                     bound.socket.setsockopt(level, option, value)
@@ -422,6 +501,28 @@ class Listener:
     def _release(self) -> None:
         self._released.set()
         self.socket.close()
+
+
+def _stored_inode(name: str) -> int:
+    """Of a Unix socket's path, from the name it was stored under; 0 for any other."""
+    inode = name.split(".")[2:]
+    return int(inode[0]) if inode and inode[0].isdecimal() else 0
+
+
+def _unlink(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("cannot remove a socket's path", path=str(path), why=error.strerror)
+
+
+def _close_for_good(sock: socket.socket) -> None:
+    """Listen no more on any descriptor of this socket, whoever has it."""
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError as error:
+        log.debug("socket was not listening", error=str(error))
+    sock.close()
 
 
 def _lowest_free() -> int:

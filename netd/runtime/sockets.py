@@ -100,9 +100,12 @@ def _check_replaceable(path: Path) -> None:
 
 def _give_to_group(path: Path, group: str) -> None:
     try:
-        os.chown(path, -1, grp.getgrnam(group).gr_gid)
+        wanted = grp.getgrnam(group).gr_gid
+        if path.stat().st_gid != wanted:  # it has our own by itself, and netd.service refuses chown(2) whoever asks
+            os.chown(path, -1, wanted)
     except (KeyError, PermissionError) as error:
-        why = "there is no such group" if isinstance(error, KeyError) else "we are not a member of it"
+        unknown = isinstance(error, KeyError)
+        why = "there is no such group" if unknown else "we are not a member of it, or our unit refuses chown(2)"
         log.warning("cannot give the socket to its group, only our own may use it", group=group, why=why)
 
 
@@ -136,6 +139,15 @@ def inode_of(path: Path) -> int:
         return path.stat(follow_symlinks=False).st_ino
     except OSError:
         return 0  # gone, or out of reach: not the file that we made
+
+
+def path_of(sock: socket.socket) -> Path | None:
+    """Where a Unix socket that `listen_unix` made was put: its own name is the temporary one."""
+    if sock.family != socket.AF_UNIX:
+        return None
+    temporary = Path(os.fsdecode(sock.getsockname()))
+    name = temporary.name.removeprefix(".").rpartition(".")[0]
+    return temporary.with_name(name) if name else None
 
 
 def address_of(sock: socket.socket) -> str:

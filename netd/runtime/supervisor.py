@@ -83,12 +83,17 @@ class Supervisor:
                 await nursery.start(unit.run)
             task_status.started()
 
-    async def start_all(self) -> dict[str, Settled]:
-        """Start every service that its configuration enables, one after the other, and say what became of each."""
+    async def start_all(self, *, fatal: type[ServiceError] | None = None) -> dict[str, Settled]:
+        """Start every service that its configuration enables, one after the other, and say what became of each.
+
+        Once one has failed with an error of the class `fatal`, no more are started.
+        """
         outcomes: dict[str, Settled] = {}
         for unit in self:
             if getattr(unit.configured, "enabled", True) and not self.closing.is_set():
-                outcomes[unit.name] = await unit.settled(unit.want(unit.configured))
+                outcomes[unit.name] = settled = await unit.settled(unit.want(unit.configured))
+                if fatal is not None and isinstance(settled.error, fatal):
+                    break
         return outcomes
 
     async def start(self, name: str) -> UnitSnapshot:

@@ -489,7 +489,7 @@ async def test_a_socket_of_the_socket_unit_is_taken_by_name_and_address(health: 
     listeners.close()
 
 
-@pytest.mark.parametrize("name", ["beta", "unknown", "alpha.0123456789abcdef"])
+@pytest.mark.parametrize("name", ["beta", "unknown"])
 async def test_a_socket_of_another_name_is_not_taken(health: Health, name: str) -> None:
     passed = socket.create_server(("127.0.0.1", 0))
     address = f"127.0.0.1:{passed.getsockname()[1]}"
@@ -562,18 +562,24 @@ async def test_a_stored_unix_socket_whose_path_is_gone_is_bound_anew(
 
 
 async def test_stored_sockets_that_nobody_wants_any_more_are_given_up(
-    health: Health, systemd: FakeSystemd, notifier: Notifier
+    health: Health, systemd: FakeSystemd, notifier: Notifier, tmp_path: Path
 ) -> None:
     before = Listeners(health=health, notifier=notifier)
-    gone = (await before.lease("alpha").open(ANY)).address
+    leases = before.lease("alpha")
+    gone = (await leases.open(ANY)).address
+    await leases.open(unix(tmp_path / "x.sock"))
     kept = (await before.lease("beta").open(ANY)).address
     before.leave_behind()
     before.close()
     after = Listeners(health=health, notifier=notifier, inherited=systemd.hand_over())
     after.hold("beta")  # still starting
+    after.hold("alpha")  # serves, and was told to listen nowhere
+    after.trim("alpha")
+    assert not await refused(gone)
     after.drop_unclaimed()
     systemd.read()
     assert await refused(gone)
+    assert not (tmp_path / "x.sock").exists()
     assert (await after.lease("beta").open(ANY)).address == kept
     after.close()
 
@@ -589,3 +595,134 @@ async def test_a_service_that_is_stopped_takes_its_socket_out_of_the_store(
     leases.release()
     systemd.read()
     assert systemd.stored == {}
+
+
+async def test_a_listener_that_moved_to_another_service_keeps_its_queue(
+    health: Health, systemd: FakeSystemd, notifier: Notifier, tmp_path: Path
+) -> None:
+    before = Listeners(health=health, notifier=notifier)
+    leases = before.lease("alpha")
+    wanted = [Listen(address=(await leases.open(ANY)).address), unix(tmp_path / "x.sock")]
+    await leases.open(wanted[1])
+    before.leave_behind()
+    before.close()
+    queueing = [await connect(listen.address) for listen in wanted]
+
+    after = Listeners(health=health, notifier=notifier, inherited=systemd.hand_over())
+    leases = after.lease("beta")
+    for client, listen in zip(queueing, wanted, strict=True):
+        listener = await leases.open(listen)
+        async with client, await listener.accept() as server:
+            await server.send_all(b"moved")
+            assert await client.receive_some(64) == b"moved"
+    after.drop_unclaimed()
+    systemd.read()
+    assert [name.split(".")[0] for name in systemd.stored] == ["beta", "beta"], "under the name of whose they are now"
+    after.close()
+    systemd.read()
+    assert systemd.stored == {}
+    assert not (tmp_path / "x.sock").exists()
+
+
+async def test_an_address_that_became_wider_while_the_daemon_was_down(
+    health: Health, systemd: FakeSystemd, notifier: Notifier
+) -> None:
+    before = Listeners(health=health, notifier=notifier)
+    narrow = (await before.lease("alpha").open(ANY)).address
+    before.leave_behind()
+    before.close()
+    after = Listeners(health=health, notifier=notifier, inherited=systemd.hand_over())
+    wide = await after.lease("beta").open(Listen(address=narrow.replace("127.0.0.1", "0.0.0.0")))
+    after.drop_unclaimed()
+    await served(wide, narrow)
+    systemd.read()
+    assert [name.split(".")[0] for name in systemd.stored] == ["beta"]
+    after.close()
+
+
+async def test_what_is_closed_for_good_is_closed_though_systemd_has_a_copy(
+    health: Health, systemd: FakeSystemd, notifier: Notifier
+) -> None:
+    listeners = Listeners(health=health, notifier=notifier)
+    leases = listeners.lease("alpha")
+    address = (await leases.open(ANY)).address
+    systemd.read()
+    copies = systemd.stored
+    assert len(copies) == 1
+    leases.release()
+    # systemd has been told, and has not read it yet
+    assert await refused(address)
+    again = await listeners.lease("beta").open(Listen(address=address))
+    await served(again)
+    systemd.read()
+    assert [name.split(".")[0] for name in systemd.stored] == ["beta"]
+    listeners.close()
+
+
+async def test_a_service_that_comes_up_late_gives_up_what_it_does_not_want(
+    health: Health, systemd: FakeSystemd, notifier: Notifier
+) -> None:
+    before = Listeners(health=health, notifier=notifier)
+    leases = before.lease("alpha")
+    kept, gone = (await leases.open(ANY)).address, (await leases.open(ANY)).address
+    before.leave_behind()
+    before.close()
+    after = Listeners(health=health, notifier=notifier, inherited=systemd.hand_over())
+    after.hold("alpha")
+    after.drop_unclaimed()
+    assert not await refused(gone), "it has not come up yet"
+    assert (await after.lease("alpha").open(ANY)).address == kept
+    after.trim("alpha")
+    assert await refused(gone)
+    assert not await refused(kept)
+    systemd.read()
+    assert len(systemd.stored) == 1
+    after.close()
+
+
+async def test_what_the_store_has_no_room_for_is_said(
+    health: Health, systemd: FakeSystemd, notifier: Notifier, tmp_path: Path
+) -> None:
+    notifier.store_max = 2
+    listeners = Listeners(health=health, notifier=notifier)
+    early, late = listeners.lease("alpha"), listeners.lease("beta")
+    for _ in range(2):
+        await early.open(ANY)
+    listeners.drop_unclaimed()
+    assert not health.warnings()
+    last = await late.open(unix(tmp_path / "x.sock"))
+    (warning,) = health.warnings()
+    assert warning.code == "listeners.store"
+    assert f"cannot keep 1 of 3 listeners open over a restart, {last.address} is one" in warning.message
+    assert "FileDescriptorStoreMax=" in (warning.advice or "")
+    systemd.read()
+    assert len(systemd.stored) == 2
+    early.release()
+    assert not health.warnings(), "there is room again, and it is used"
+    systemd.read()
+    assert [name.split(".")[0] for name in systemd.stored] == ["beta"]
+    listeners.close()
+
+
+async def test_a_generation_that_never_served_does_not_cost_what_systemd_kept(
+    health: Health, systemd: FakeSystemd, notifier: Notifier
+) -> None:
+    before = Listeners(health=health, notifier=notifier)
+    address = (await before.lease("alpha").open(ANY)).address
+    before.leave_behind()
+    before.close()
+    waiting = await connect(address)
+
+    after = Listeners(health=health, notifier=notifier, inherited=systemd.hand_over())
+    after.hold("alpha")
+    leases = after.lease("alpha")
+    await leases.open(ANY)
+    new = (await leases.open(Listen(address="[::1]:0"))).address
+    leases.release(abandon=True)
+    assert await refused(new)
+    async with waiting, await (await after.lease("alpha").open(ANY)).accept() as server:
+        await server.send_all(b"late")
+        assert await waiting.receive_some(64) == b"late"
+    systemd.read()
+    assert len(systemd.stored) == 1
+    after.close()

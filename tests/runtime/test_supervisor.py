@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from netd.errors import Conflict, NotFound, StartFailed
+from netd.errors import Conflict, NotFound, PrepareFailed, StartFailed
 from netd.runtime.config import RestartPolicy
 from netd.runtime.supervisor import Supervisor
 from netd.runtime.unit import UnitState
@@ -105,6 +105,15 @@ async def test_one_that_cannot_start_does_not_keep_the_others_from_it(
     scripts["alpha"].then(*[Behaviour(prepare_fails=OSError(98, "Address already in use"))] * 10)
     outcomes = await supervisor.start_all()
     assert [settled.outcome for settled in outcomes.values()] == ["backoff", "running", "running"]
+
+
+async def test_nothing_more_is_started_after_what_is_fatal(
+    autojump_clock: MockClock, supervisor: Supervisor, scripts: dict[str, Script]
+) -> None:
+    scripts["beta"].then(Behaviour(prepare_fails=OSError(98, "Address already in use")))
+    outcomes = await supervisor.start_all(fatal=PrepareFailed)
+    assert [settled.outcome for settled in outcomes.values()] == ["running", "backoff"]
+    assert scripts["gamma"].events == []
 
 
 async def test_verbs_by_name(autojump_clock: MockClock, supervisor: Supervisor, scripts: dict[str, Script]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import array
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -61,6 +62,13 @@ class Systemd:
                 if wanted.items() <= message.items():
                     return message
 
+    async def status(self) -> str:
+        """The next status line."""
+        with trio.fail_after(PATIENCE):
+            while True:
+                if "STATUS" in (message := await self._next()):
+                    return message["STATUS"]
+
     async def _next(self) -> dict[str, str]:
         await trio.lowlevel.wait_readable(self._socket.fileno())
         data, ancillary, _, _ = self._socket._sock.recvmsg(4096, socket.CMSG_SPACE(64 * 4))
@@ -110,8 +118,12 @@ class NetdProcess:
             "NETD_CONTROL__SOCKET": str(self.socket),
             "NETD_CONTROL__GROUP": "",
             "NETD_STATE_DIRECTORY": str(self.state),
-            # its default port is not ours to take: a test that wants it says where
-            **({} if "[framed" in toml else {"NETD_FRAMED__ENABLED": "false"}),
+            # their default ports are not ours to take: a test that wants a service says where
+            **{
+                f"NETD_{name.upper()}__ENABLED": "false"
+                for name in ("framed", "trace")
+                if not re.search(rf"^\[*{name}\b", toml, re.MULTILINE)
+            },
             "NOTIFY_SOCKET": self.systemd.address,
             **(environ or {}),
         }
@@ -124,8 +136,7 @@ class NetdProcess:
         try:
             await self.systemd.until(READY="1")
         except BaseException:
-            self._process.kill()
-            self._process.wait()
+            await self.__aexit__()
             print(self.log())  # pytest shows it with the failure
             raise
         self.pid = self._process.pid

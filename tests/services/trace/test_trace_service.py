@@ -26,6 +26,7 @@ from tests.services.trace.lab import (
     read_all,
     serving,
 )
+from tests.support.descriptors import room_for
 
 
 async def test_a_client_is_traced_at_once_and_hears_every_hop() -> None:
@@ -340,27 +341,29 @@ async def test_one_too_many_is_refused_before_it_says_a_word(limits: dict[str, i
 
 
 async def test_five_hundred_clients_at_once() -> None:
-    async with serving(max_clients=600, clients_per_address=600, address_burst=600) as house:
-        done = 0
+    crowd = {"max_clients": 600, "clients_per_address": 600, "address_burst": 600}
+    with room_for(2048):
+        async with serving(**crowd) as house:
+            done = 0
 
-        async def one() -> None:
-            nonlocal done
-            stream = await house.raw()
-            await stream.send_all(handshake())
-            data = b""
-            while b"clientDone" not in data:
-                data += await stream.receive_some(65536)
-            done += 1
-            await trio.sleep_forever()
+            async def one() -> None:
+                nonlocal done
+                stream = await house.raw()
+                await stream.send_all(handshake())
+                data = b""
+                while b"clientDone" not in data:
+                    data += await stream.receive_some(65536)
+                done += 1
+                await trio.sleep_forever()
 
-        async with trio.open_nursery() as nursery:
-            for _ in range(500):
-                nursery.start_soon(one)
-            await eventually(lambda: done == 500)
-            assert house.counted("netd_trace_clients") == 500
-            nursery.cancel_scope.cancel()
-        house.close_raw()
-        await eventually(lambda: house.counted("netd_trace_clients") == 0)
+            async with trio.open_nursery() as nursery:
+                for _ in range(500):
+                    nursery.start_soon(one)
+                await eventually(lambda: done == 500)
+                assert house.counted("netd_trace_clients") == 500
+                nursery.cancel_scope.cancel()
+            house.close_raw()
+            await eventually(lambda: house.counted("netd_trace_clients") == 0)
 
 
 # --- verbs and views -------------------------------------------------------------------------------------------------
