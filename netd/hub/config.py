@@ -139,12 +139,17 @@ class Token(Section):
 
 
 class HubConfig(Section):
-    """The `[hub]` section. Times are in seconds, sizes in bytes."""
+    """The `[hub]` section: who may say and hear what, over any transport, and what it may cost. Times are in seconds,
+    sizes in bytes.
+
+    In its rules "anyone" stands for every session, "token" for those whose token permits it, and "nobody" for the
+    server side alone.
+    """
 
     namespace: list[Namespace] = live(default_factory=list, max_length=256)
-    """`[[hub.namespace]]`: kinds of channels. None: clients may use no channel."""
+    """`[[hub.namespace]]`: kinds of channels. Without any, clients may use no channel."""
     token: list[Token] = live(default_factory=list, max_length=256)
-    """`[[hub.token]]`: static tokens."""
+    """`[[hub.token]]`: what clients may show to be permitted more."""
 
     # operations of no channel
     direct: Who = live("token")

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from netd.wire.tomlkeys import Path as KeyPath
 
 ENV_PREFIX = "NETD_"
+DIRECTORY_PREFIX = "netd_"
+"""What systemd puts before the names of the files of LoadCredential=netd:DIRECTORY."""
 _SHOWN = 60  # characters of a value that are quoted
 _CONTAINERS = {"list_type", "dict_type", "model_type", "model_attributes_type"}
 
@@ -120,7 +122,11 @@ def _meant(model: type[BaseModel], path: KeyPath, place: str) -> str:
     if sibling := did_you_mean(name, section.model_fields):
         return sibling
     elsewhere = [key for key in keys_of(model) if key[-1] == name]
-    return f" (did you mean {join_key(elsewhere[0])}?)" if elsewhere else ""
+    if elsewhere:
+        return f" (did you mean {join_key(elsewhere[0])}?)"
+    if place.startswith(f"credential {DIRECTORY_PREFIX}"):
+        return f' (is it a file that a setting points at? Then its name must not begin with "{path[0]}.")'
+    return ""
 
 
 def _without_tags(path: KeyPath, sources: Sequence[Source]) -> KeyPath:

@@ -1,6 +1,6 @@
 """Where settings come from: TOML files, the environment, systemd credentials; each value with the place it stands at.
 
-    FILE, FILE.d/*.toml, ...  <  NETD_SECTION__KEY  <  credentials netd.SECTION.KEY  <  override.toml
+    FILE, FILE.d/*.toml, ...  <  NETD_SECTION__KEY  <  credentials SECTION.KEY  <  override.toml
 
 Each is a pydantic-settings source, merged by pydantic-settings: tables merge key by key, everything else (lists too)
 replaces what came before. Beside it `Owners` records which source had the last word on each key.
@@ -11,8 +11,11 @@ Rules:
 - a file, a directory and a credential have a bound (`MAX_BYTES`, `MAX_FILES`);
 - whether a value suits its key is not judged here but by the sections.
 
-Names of credentials (systemd.exec(5), LoadCredential=): "netd." and the dotted key, `netd.trace.max_hops`. Credentials
-with other names are not settings but files that a setting may point at (`tls.key`), and are left alone.
+Names of credentials (systemd.exec(5), LoadCredential=) that are settings: "netd." and the dotted key,
+`netd.trace.max_hops`; or "netd_" and the dotted key, which is what systemd calls the file trace.max_hops of a directory
+(LoadCredential=netd:DIRECTORY). In such a directory a file is a setting if its name begins with a section's and a dot;
+of both names for one key, netd_ wins. All other credentials (`netd_tls.key`) are files that settings may point at, and
+are left alone.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource
 
 from netd.errors import ConfigProblem
-from netd.settings.problems import ENV_PREFIX, did_you_mean, keys_of, variable_of
+from netd.settings.problems import DIRECTORY_PREFIX, ENV_PREFIX, did_you_mean, keys_of, variable_of
 from netd.wire.tomlkeys import Path as KeyPath
 from netd.wire.tomlkeys import scan
 
@@ -213,28 +216,44 @@ def environment_source(
 def credentials_source(
     settings_cls: type[BaseSettings], directory: Path | None, problems: list[ConfigProblem]
 ) -> Source:
-    """The files of $CREDENTIALS_DIRECTORY whose names begin with "netd.". White space around a value is dropped."""
+    """The files of $CREDENTIALS_DIRECTORY that are settings. White space around a value is dropped."""
     try:
         entries = sorted(directory.iterdir()) if directory is not None else []
     except OSError as error:
         problems.append(_unreadable(f"credentials in {directory}", error))
         entries = []
-    files = [file for file in entries if file.name.startswith(CREDENTIAL_PREFIX)]
-    if len(files) > MAX_FILES:
+    keys = list(keys_of(settings_cls))
+    settings = [(file, key) for file in entries if (key := _key_of_credential(file.name, keys)) is not None]
+    if len(settings) > MAX_FILES:
         problems.append(ConfigProblem("", f"cannot read more than {MAX_FILES} credentials", str(directory)))
     names: dict[str, str] = {}
     places: dict[KeyPath, str] = {}
-    for file in files[:MAX_FILES]:
+    for file, key in settings[:MAX_FILES]:
         place = f"credential {file.name}"
-        path = tuple(file.name.removeprefix(CREDENTIAL_PREFIX).split("."))
+        path = tuple(key.split("."))
         if path[0] not in settings_cls.model_fields:
-            known = [CREDENTIAL_PREFIX + ".".join(key) for key in keys_of(settings_cls)]
+            prefix = file.name.removesuffix(key)
+            known = [prefix + ".".join(other) for other in keys]
             problems.append(ConfigProblem("", f"unknown key{did_you_mean(file.name, known)}", place))
         elif (text := _read_text(file, place, problems)) is not None:
-            names[file.name] = text.strip()
+            names[CREDENTIAL_PREFIX + key] = text.strip()
             places[path] = place
     values = _Names(settings_cls, names, CREDENTIAL_PREFIX, ".")()
     return Source(settings_cls, "credentials", values, places, secret=True)
+
+
+def _key_of_credential(name: str, keys: Sequence[tuple[str, ...]]) -> str | None:
+    """The dotted key that a credential of this name sets or is meant to set; None: it is a file."""
+    if name.startswith(CREDENTIAL_PREFIX):
+        return name.removeprefix(CREDENTIAL_PREFIX)
+    if not name.startswith(DIRECTORY_PREFIX):
+        return None
+    key = name.removeprefix(DIRECTORY_PREFIX)
+    section, dot, rest = key.partition(".")
+    inside = {first for first, *others in keys if others}
+    # a key of ours behind a misspelt section: taken for a file, the setting would be missing without a word
+    misspelt = did_you_mean(section.lower(), [first for first in inside if (first, *rest.split(".")) in keys])
+    return key if dot and (section in inside or misspelt) else None
 
 
 # --- who set what ----------------------------------------------------------------------------------------------------

@@ -342,6 +342,62 @@ def test_a_credentials_directory_that_cannot_be_read_is_told(host):
     assert host.problems() == ["credentials in gone: cannot read it: no such file or directory"]
 
 
+def test_a_file_of_the_credentials_directory_is_a_setting_if_it_is_named_like_one(host):
+    # what LoadCredential=netd:/etc/netd/credentials makes of the files in it
+    host.credential("netd_trace.max_hops", "5\n")
+    host.credential("netd_anomaly.adapter.token", "a secret of mine\n")
+    host.credential("netd_control.users", '["alice"]')
+    host.credential("netd_metrics.enabled", "false")
+    for name in ("netd", "key", "netd_tls.key", "netd_example.org.pem", "netd_trace", "netd_log_level", "netd_a_b"):
+        host.credential(name, "a file that settings may point at")
+
+    loaded = host.load()
+
+    config = loaded.settings
+    assert (config.trace.max_hops, config.metrics.enabled, config.control.users) == (5, False, ["alice"])
+    assert config.anomaly.adapter.token.get_secret_value() == "a secret of mine"
+    assert loaded.origins["trace.max_hops"] == "credential netd_trace.max_hops"
+    assert loaded.origins["anomaly.adapter.token"] == "credential netd_anomaly.adapter.token"
+    assert len(loaded.origins) == 5  # those four and state_directory
+
+
+def test_of_both_names_for_one_key_the_directorys_wins(host):
+    host.credential("netd_trace.max_hops", "6")
+    host.credential("netd.trace.max_hops", "5")
+    host.credential("netd.trace.rounds", "3")
+
+    loaded = host.load()
+
+    assert (loaded.settings.trace.max_hops, loaded.settings.trace.rounds) == (6, 3)
+    assert loaded.origins["trace.max_hops"] == "credential netd_trace.max_hops"
+    assert loaded.origins["trace.rounds"] == "credential netd.trace.rounds"
+
+
+def test_mistakes_in_the_credentials_directory_name_the_file(host):
+    host.credential("netd_trace.interval", "hunter2")
+    host.credential("netd_trace.max_hps", "3")
+    host.credential("netd_trase.max_hops", "3")
+    host.credential("netd_Hub.broadcast", "nobody")
+    host.credential("netd_framed.crt", "-----BEGIN CERTIFICATE-----")
+    host.credential("netd_trace.listen", "127.0.0.1:1")
+    (host.root / "credentials/netd_hub.direct").write_bytes(b"\xff")
+    (host.root / "credentials/netd_log.level").mkdir()
+
+    assert host.problems() == [
+        "credential netd_Hub.broadcast: unknown key (did you mean netd_hub.broadcast?)",
+        "credential netd_framed.crt: framed.crt: unknown key "
+        '(is it a file that a setting points at? Then its name must not begin with "framed.")',
+        "credential netd_hub.direct:1: cannot read this as UTF-8 text",
+        "credential netd_log.level: cannot read it: is a directory",
+        "credential netd_trace.interval: trace.interval: cannot use this value (not shown: it is secret): "
+        "input should be a valid number, unable to parse string as a number",
+        "credential netd_trace.listen: trace.listen: cannot use this value (not shown: it is secret): "
+        "input should be a valid list (as JSON)",
+        "credential netd_trace.max_hps: trace.max_hps: unknown key (did you mean max_hops?)",
+        "credential netd_trase.max_hops: unknown key (did you mean netd_trace.max_hops?)",
+    ]
+
+
 def test_parts_of_a_list_cannot_be_set_from_the_environment(host):
     host.environ["NETD_TRACE__LISTEN__0__ADDRESS"] = "127.0.0.1:1"
     (line,) = host.problems()

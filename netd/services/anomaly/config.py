@@ -83,7 +83,8 @@ class AdapterConfig(Section):
 
 
 class AnomalyConfig(Section):
-    """The `[anomaly]` section. Times are in seconds."""
+    """The `[anomaly]` section: scores of sessions that behave unlike themselves. It costs CPU for every session, and is
+    off by default. Times are in seconds."""
 
     enabled: bool = live(False)
     """Run the service."""

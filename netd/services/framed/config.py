@@ -141,7 +141,7 @@ _ROOM: Final = 64 * 1024
 
 
 class FramedConfig(Section):
-    """The `[framed]` section. Times are in seconds, sizes in bytes."""
+    """The `[framed]` section: messaging over length-prefixed TCP. Times are in seconds, sizes in bytes."""
 
     enabled: bool = live(True)
     """Run the service."""
@@ -160,7 +160,7 @@ class FramedConfig(Section):
     """From accept until PROXY header, TLS, a required handshake and the verifier are done; past it the client is
     closed."""
     arriving: int = live(1024, ge=1, le=100_000)
-    """Connections at once that are still at that; one more is closed at once."""
+    """Connections at once for which that is still to be done; one more is closed at once."""
 
     # what a connection may cost
     max_frame: int = live(4 * 1024 * 1024, ge=64, le=256 * 1024 * 1024)
@@ -178,7 +178,7 @@ class FramedConfig(Section):
     input_rate: int = live(0, ge=0, le=10_000_000_000)
     """Bytes a second read from one connection in the long run; a faster one is made to wait. 0: no bound."""
     input_burst: int = live(0, ge=0, le=1_000_000_000)
-    """Bytes that it may send at once after a pause; 0: one second's worth."""
+    """Bytes that a connection may send at once after a pause; 0: one second's worth of `input_rate`."""
 
     # what may wait for a connection
     backpressure: int = live(5 * 1024 * 1024, ge=64 * 1024, le=1024**3)
@@ -189,12 +189,12 @@ class FramedConfig(Section):
     """What happens to a client for which more would wait. disconnect: closed with 4008. drop-oldest: what waits longest
     is dropped. drop-ephemeral: what was sent as ephemeral is dropped, and if that does not do, it is closed."""
     send_buffer: int = live(256 * 1024, ge=0, le=64 * 1024 * 1024)
-    """SO_SNDBUF (the kernel takes twice as much): what else waits for a client, inside the kernel. 0: the kernel's own
+    """Bytes that wait for a client inside the kernel besides (SO_SNDBUF; the kernel takes twice as much). 0: its own
     autotuning, up to net.ipv4.tcp_wmem on top of `backpressure`."""
     rate: int = live(0, ge=0, le=10_000_000_000)
     """Bytes a second sent to one connection in the long run, more urgent messages first. 0: no bound."""
     burst: int = live(0, ge=0, le=1_000_000_000)
-    """Bytes that may be sent to it at once after a pause; 0: one second's worth."""
+    """Bytes that may be sent to a connection at once after a pause; 0: one second's worth of `rate`."""
 
     @model_validator(mode="after")
     def _has_room_for_a_frame(self) -> Self:

@@ -50,7 +50,7 @@ class TraceListen(Listen):
 
 
 class HistoryConfig(Section):
-    """How long finished traces are kept."""
+    """What is kept of finished traces, and for how long."""
 
     max_age_days: float = live(30.0, gt=0, le=3650)
     """Older traces are removed."""
@@ -59,7 +59,8 @@ class HistoryConfig(Section):
 
 
 class TraceConfig(Section):
-    """The `[trace]` section. Times are in seconds unless the name says otherwise."""
+    """The `[trace]` section: WebSocket clients, and the network path to each of them. Times are in seconds unless the
+    name says otherwise."""
 
     enabled: bool = live(True)
     """Run the service."""
@@ -110,7 +111,7 @@ class TraceConfig(Section):
     probes_per_second: float = live(2000.0, ge=1, le=1_000_000)
     """Probes of all traces on the whole host. A quarter of a second's worth (at least one) may go out at once, so that
     no second has more than a quarter above this, and below 8 none has more than this. Rounds that would send more
-    wait for their probes; one whose time runs out meanwhile (below some 20 a second nearly every one) is "limited"."""
+    go on as slowly as this says; one that has to wait ten seconds for a single probe ends "limited"."""
     client_interval: float = live(5.0, ge=5.0, le=86_400)
     """From the end of a client's trace to the next one it may ask for; an address earns one trace in this time."""
     address_burst: int = live(16, ge=1, le=100_000)
