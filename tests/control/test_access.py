@@ -6,14 +6,18 @@ import os
 import pwd
 import threading
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
+import trio
 from structlog.testing import capture_logs
 
 from netd.control.access import AccessPolicy, by_hand, own_account
 from netd.control.config import ControlConfig
 from netd.net.http import Peer
 from netd.net.rest import Access
+from netd.runtime.bus import Bus, Missed, Notice
+from netd.runtime.health import Health, WarningCleared, WarningRaised
 from tests.control.conftest import NOBODY, ROOT, USER
 
 READS = [
@@ -134,12 +138,53 @@ async def test_levels():
     assert (await rules.caller(None)).access is Access.NONE
 
 
-async def test_an_account_that_does_not_exist_is_logged_once_and_gets_nothing():
-    rules = policy(ControlConfig(users=["no-such-user-here"]))
-    with capture_logs() as logs:
-        for _ in range(3):
+async def test_an_account_that_does_not_exist_gets_nothing_and_is_a_health_warning():
+    class Again(Notice):
+        kind: ClassVar[str] = "again"
+        service: ClassVar[str] = "netd"
+
+    bus = Bus()
+    health = Health(bus)
+    config = ControlConfig(users=["no-such-user", "0"], content_users=["daemon", "nor-such-a-one"])
+    rules = AccessPolicy(lambda: config, own_uid=None)
+    told = bus.subscribe(WarningRaised, WarningCleared)
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rules.watch, health, bus.subscribe(Again))
+            raised = (await anext(told)).notice
+            assert raised.message == "cannot give access to no-such-user, nor-such-a-one: no such account"
+            assert "control.users" in raised.advice
             assert await level(rules, 1000) is Access.READ
-    assert [line["account"] for line in logs] == ["no-such-user-here"]
+
+            config = ControlConfig(users=["no-such-user"])
+            bus.publish(Again())
+            assert (await anext(told)).notice.message == "cannot give access to no-such-user: no such account"
+            config = ControlConfig()
+            bus.publish(Again())
+            assert (await anext(told)).notice.code == raised.code
+            assert health.warnings() == ()
+            bus.close()
+
+
+async def test_accounts_are_looked_up_again_every_minute_without_anybody_asking(monkeypatch):
+    monkeypatch.setattr("netd.control.access._KEEP", 0.01)
+    bus, made = Bus(), threading.Event()
+
+    def getpwnam(name):
+        if not made.is_set():
+            raise KeyError(name)
+        return SimpleNamespace(pw_uid=1000)
+
+    monkeypatch.setattr("netd.control.access.pwd.getpwnam", getpwnam)
+    told = bus.subscribe(WarningRaised, WarningCleared)
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            rules = policy(ControlConfig(users=["alice"]))
+            nursery.start_soon(rules.watch, Health(bus), bus.subscribe(Missed))
+            assert isinstance((await anext(told)).notice, WarningRaised)
+            made.set()
+            assert isinstance((await anext(told)).notice, WarningCleared)
+            bus.close()
 
 
 async def test_a_lookup_holds_up_nobody_and_is_repeated(monkeypatch):
