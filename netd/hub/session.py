@@ -246,51 +246,54 @@ def spread(
     flusher: Flusher | None = None
     crowd: list[Outbox] = []
     size = reached = 0
-    for outbox in outboxes:
-        if outbox.encoder is not encoder:
-            reached += _mark(crowd, alone)
-            crowd = []
-            encoder = outbox.encoder
-            if id(encoder) not in known:
-                encoding = encoded(encoder, event) or b""
-                known[id(encoder)] = Chunk.of(encoding, ephemeral=True) if ephemeral else encoding
-            data = known[id(encoder)]
-            # where nothing else waits, it waits in this one list for everybody: a list for each, a thousand at once,
-            # would set off the garbage collector with every message (up to a fifth of all time)
-            alone = Shared((data,))
-            size = len(data)
-            roomy = None
-        if not size:
-            continue
-        # The first lines of Outbox.push stand here once more: a call for each subscriber would cost as much as all
-        # the rest of a publication to a thousand of them.
-        waiting = outbox.size
-        if not waiting and outbox.rules is roomy and outbox.flusher is flusher:  # what most of a crowd are
-            outbox.chunks = alone
-            outbox.size = size
-            crowd.append(outbox)
-        elif plain and waiting + size <= outbox.rules.high:
-            if not waiting:
+    try:
+        for outbox in outboxes:
+            if outbox.encoder is not encoder:
+                reached += _mark(crowd, alone)
+                crowd = []
+                encoder = outbox.encoder
+                if id(encoder) not in known:
+                    encoding = encoded(encoder, event) or b""
+                    known[id(encoder)] = Chunk.of(encoding, ephemeral=True) if ephemeral else encoding
+                data = known[id(encoder)]
+                # where nothing else waits, it waits in this one list for everybody: a list for each, a thousand at
+                # once, would set off the garbage collector with every message (up to a fifth of all time)
+                alone = Shared((data,))
+                size = len(data)
+                roomy = None
+            if not size:
+                continue
+            # The first lines of Outbox.push stand here once more: a call for each subscriber would cost as much as all
+            # the rest of a publication to a thousand of them.
+            waiting = outbox.size
+            if not waiting and outbox.rules is roomy and outbox.flusher is flusher:  # what most of a crowd are
                 outbox.chunks = alone
                 outbox.size = size
-                outbox.flusher.mark(outbox)
-                if not outbox.rules.rate:
-                    reached += _mark(crowd, alone)
-                    crowd = []
-                    roomy, flusher = outbox.rules, outbox.flusher
-            else:
-                chunks = outbox.chunks
-                if chunks is None:
+                crowd.append(outbox)
+            elif plain and waiting + size <= outbox.rules.high:
+                if not waiting:
                     outbox.chunks = alone
-                elif isinstance(chunks, Shared):
-                    outbox.chunks = [*chunks, data]
+                    outbox.size = size
+                    outbox.flusher.mark(outbox)
+                    if not outbox.rules.rate:
+                        reached += _mark(crowd, alone)
+                        crowd = []
+                        roomy, flusher = outbox.rules, outbox.flusher
                 else:
-                    chunks.append(data)
-                outbox.size = waiting + size
-            reached += 1
-        elif outbox.push(data, priority, ephemeral):
-            reached += 1
-    return reached + _mark(crowd, alone)
+                    chunks = outbox.chunks
+                    if chunks is None:
+                        outbox.chunks = alone
+                    elif isinstance(chunks, Shared):
+                        outbox.chunks = [*chunks, data]
+                    else:
+                        chunks.append(data)
+                    outbox.size = waiting + size
+                reached += 1
+            elif outbox.push(data, priority, ephemeral):
+                reached += 1
+    finally:  # what waits by now goes out, whatever an outbox' owner has raised
+        reached += _mark(crowd, alone)
+    return reached
 
 
 def _mark(crowd: list[Outbox], alone: Shared) -> int:

@@ -291,8 +291,9 @@ class Reactor:
             self._bury_all(until)
         if self._crowds:
             crowds, self._crowds = self._crowds, []
+            sends = 0
             for crowd, alone in crowds:
-                self._send_to_crowd(crowd, alone, until)
+                sends = self._send_to_crowd(crowd, alone, until, sends)
             if self._buried:
                 self._bury_all(until)
         if self._dirty:
@@ -343,16 +344,25 @@ class Reactor:
                 self._bury_all(until)
         self._working = False
 
-    def _send_to_crowd(self, crowd: Sequence[OutgoingOfCrowd], alone: list[bytes], until: float) -> None:
-        """What the flush of each comes to, in the fewest words: most of what a publication costs is here."""
+    def _send_to_crowd(self, crowd: Sequence[OutgoingOfCrowd], alone: list[bytes], until: float, since: int) -> int:
+        """What the flush of each comes to, in the fewest words: most of what a publication costs is here.
+
+        The clock was last looked at so many sends ago (`since`). Returns how many it is by now.
+        """
         [data] = alone
         size = len(data)
         step = _LOOK_SENT if size < _SMALL else 1
-        for at in range(0, len(crowd), step):
-            if at and monotonic() > until:
-                self._unflushed += crowd[at:]
-                return
-            for outbox in crowd[at : at + step]:
+        at = 0
+        while at < len(crowd):
+            if since >= step:
+                if monotonic() > until:
+                    self._unflushed += crowd[at:]
+                    break
+                since = 0
+            some = crowd[at : at + step - since]
+            at += len(some)
+            since += len(some)
+            for outbox in some:
                 stream = outbox.stream
                 if stream is None:
                     continue
@@ -372,6 +382,7 @@ class Reactor:
                 stream.bytes_out += sent
                 if sent != size:
                     self._keep(stream, [memoryview(data)[sent:] if sent else data])
+        return since
 
     def _catch_up(self, now: float, until: float) -> None:
         """A round for what earlier ones had no time to send or to end. Nothing is read, and nothing sent twice."""

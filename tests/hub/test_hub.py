@@ -158,6 +158,23 @@ def test_a_crowd_is_told_apart_by_what_it_speaks_who_sends_it_and_what_holds_it_
     assert [person.said() for person in people[:6]] == [["x"]] * 6
 
 
+def test_what_an_owner_raises_keeps_nobody_elses_message_back():
+    room = Room()
+    rules = OutboxRules()
+    people = [room.person(b"public:a", rules=rules) for _ in range(4)]
+    full = room.person(b"public:a", rules=OutboxRules(1000))
+
+    def broken(over: bool) -> None:
+        raise RuntimeError("a defect")
+
+    full.outbox.owner = full
+    full.pressure = broken
+    room.dirty.clear()
+    with pytest.raises(RuntimeError, match="a defect"):
+        room.hub.publish(b"public:a", "x" * 600)
+    assert {id(person.outbox) for person in people} <= set(map(id, room.dirty))
+
+
 def test_what_is_urgent_and_comes_to_one_of_a_crowd_is_sent_with_the_rest_of_it():
     room = Room()
     people = [room.person(b"public:a") for _ in range(3)]

@@ -133,6 +133,34 @@ async def test_a_crowd_leaves_other_tasks_their_turn(size: int, monkeypatch: pyt
             peer.close()
 
 
+async def test_many_small_crowds_leave_other_tasks_their_turn_as_one_large_one_does(monkeypatch: pytest.MonkeyPatch):
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += 2 * SLICE
+        return now
+
+    async with running() as reactor:
+        made = members(reactor, 120)
+        ends = [end for _, end in made]
+        await until(lambda: reactor._parked)
+        monkeypatch.setattr("netd.net.reactor.monotonic", clock)
+        for at in range(0, 120, 4):
+            tell(reactor, ends[at : at + 4])
+        turns = 0
+        with trio.fail_after(PATIENCE):
+            while any(end.outbox.size for end in ends):
+                turns += 1
+                await trio.lowlevel.checkpoint()
+        assert turns > 5
+        monkeypatch.undo()
+        for peer, end in made:
+            assert await exactly(peer, len(MESSAGE)) == MESSAGE
+            assert end.outbox.messages == 1
+            peer.close()
+
+
 async def test_a_crowd_that_was_marked_as_the_reactor_stops_is_told_so():
     async with running() as reactor:
         made = members(reactor, 3)
