@@ -113,7 +113,10 @@ def not_started_again() -> list[str]:
 
 _SYSTEMD: tuple[Block, ...] = (
     Paragraph(
-        "`netd.service` starts the daemon and waits until every service is serving. `netd.socket` holds the control "
+        "`netd.service` starts the daemon and waits until every service that is enabled was started once. The start "
+        "fails if one cannot have what it needs (its address is taken, its certificate cannot be read); one that ended "
+        "in another way is tried again or given up, and the daemon counts as started: `netctl status` tells whether "
+        "all of them serve. `netd.socket` holds the control "
         "socket, so that a command given while the daemon starts waits for it. Listeners are kept by systemd while the "
         "daemon restarts: clients queue, and none is refused. A daemon whose event loop hangs is aborted and restarted "
         "by the watchdog."
@@ -161,6 +164,11 @@ def _credentials() -> tuple[Block, ...]:
         Paragraph(
             "They have to be files, not symbolic links, with names in ASCII and without a colon. systemd reads them "
             "when the service starts: after a change, a renewed certificate for example, `systemctl restart netd`."
+        ),
+        Paragraph(
+            "`netd --check` as root looks at those that the running service was started with; without the service, or "
+            f"as somebody else, it says that it did not look at any. What has changed in `{directory}` since, nothing "
+            "checks before the next start."
         ),
         Paragraph("An encrypted one takes a line in a drop-in of your own, and is then used in the same way:"),
         Code(
@@ -224,7 +232,7 @@ def _environment() -> list[tuple[str, str]]:
 
 def _examples() -> tuple[Block, ...]:
     return (
-        Paragraph("Say what is wrong with the configuration, if anything:"),
+        Paragraph("Say what is wrong with the configuration, if anything; as root, for the credentials' sake:"),
         Code(("netd --check",)),
         Paragraph("Try a configuration by hand, with its state and socket elsewhere:"),
         Code(

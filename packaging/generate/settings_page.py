@@ -14,20 +14,15 @@ import json
 import re
 import types
 import typing
-from pathlib import Path
 
 from document import Block, Code, Entries, Entry, Heading, Page, Paragraph, Section, Span, Synopsis, anchor, bold
 from pydantic import BaseModel, SecretStr, ValidationError
 
 import netd
 from netd.section import OVERRIDE_FILE, Effect, Listen, effect_of
-from netd.settings import DEFAULT_FILE, DEFAULT_STATE_DIRECTORY, Settings
+from netd.settings import CREDENTIALS, DEFAULT_FILE, DEFAULT_STATE_DIRECTORY, LOADED_CREDENTIALS, Settings
 from netd.settings.problems import DIRECTORY_PREFIX, section_of, variable_of
 from netd.settings.sources import MAX_BYTES, MAX_FILES
-
-CREDENTIALS = DEFAULT_FILE.parent / "credentials"
-LOADED_CREDENTIALS = Path("/run/credentials/netd.service")
-"""Where systemd shows the daemon its credentials; the files of CREDENTIALS have DIRECTORY_PREFIX before their names."""
 
 _BIG = 10_000  # numbers from here on are written with underscores, as TOML allows
 _SAYS_WHAT = re.compile(r"^(?:The |One )?`?\[\[?[\w.]+\]\]?`?(?: section| entry)?(?:[.:]\s*|$)")
@@ -473,8 +468,9 @@ def _read_order() -> tuple[Block, ...]:
             "Credentials",
             f"A file `{CREDENTIALS}/SECTION.KEY` sets a key, and nobody but root and the daemon can read it. Other "
             "files in that directory are not settings; a key that takes a path can point at one as "
-            f"`{LOADED_CREDENTIALS}/{DIRECTORY_PREFIX}FILENAME`. White space around a value is dropped. They are read "
-            "when the service starts. More in netd(8) under CREDENTIALS.",
+            f"`{LOADED_CREDENTIALS}/{DIRECTORY_PREFIX}FILENAME`. KEY is in lower case. White space around "
+            "a value is dropped, and `netctl config show` has asterisks in its place. They are read when the service "
+            "starts. More in netd(8) under CREDENTIALS.",
         ),
         (
             OVERRIDE_FILE,

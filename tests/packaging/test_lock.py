@@ -1,8 +1,15 @@
-"""The lock files: what the package is built from is what pyproject.toml asks for, by hash, and names no index."""
+"""What is installed to build and to test.
+
+The lock files are what pyproject.toml asks for, by hash, and name no index; fetching by them loses nothing that is
+there; and apt installs in the devcontainer what it does in CI.
+"""
 
 from __future__ import annotations
 
 import re
+import runpy
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -84,3 +91,77 @@ def test_everything_that_is_shipped_is_tested_at_that_version():
     lines = (ROOT / "packaging/constraints.txt").read_text().splitlines()
     tested = {canonicalize_name(line.partition("==")[0]) for line in lines if "==" in line}
     assert set(entries("requirements.txt")) - tested == set()
+
+
+# --- where from, and where to -----------------------------------------------------------------------------------------
+
+
+LISTED = [
+    ":env:.index-url='https://of-the-environment/'",
+    "download.index-url='https://of-download/'",
+    "download.timeout='20'",
+    "global.cert='/etc/ssl/of-all.pem'",
+    "global.index-url='https://of-all/'",
+    "global.timeout='10'",
+    "install.cert='/etc/ssl/of-install.pem'",
+]
+
+
+@pytest.mark.parametrize("listing", [LISTED, LISTED[::-1]], ids=["pip 23", "newer pip"])
+def test_the_environment_wins_over_pips_files_in_whatever_order_pip_lists_them(listing):
+    in_force = runpy.run_path(str(ROOT / "packaging/lock"))["_in_force"]
+    assert in_force("\n".join(listing)) == {
+        "index-url": "https://of-the-environment/",
+        "timeout": "20",
+        "cert": "/etc/ssl/of-all.pem",
+    }
+
+
+@pytest.mark.skipif(shutil.which("dpkg") is None, reason="needs dpkg")
+def test_wheels_are_not_fetched_over_anything_else(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    done = subprocess.run(
+        [ROOT / "packaging/fetch-wheels", tmp_path], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert done.returncode == 1
+    assert f"cannot fetch wheels: {tmp_path} is there and holds something else" in done.stderr
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.skipif(shutil.which("dpkg") is None, reason="needs dpkg")
+def test_wheels_that_are_there_outlive_an_index_that_is_not(tmp_path):
+    if subprocess.run(["/usr/bin/python3", "-m", "pip", "--version"], capture_output=True, check=False).returncode:
+        pytest.skip("needs Debian's python3-pip")
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    (wheels / ".complete").write_text("an older lock\n")
+    (wheels / "a.whl").touch()
+    nowhere = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": "/dev/null", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    done = subprocess.run(
+        [ROOT / "packaging/fetch-wheels", f"{wheels}/"],
+        env=nowhere,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode != 0
+    assert {path.name for path in wheels.iterdir()} == {".complete", "a.whl"}
+    assert list(tmp_path.iterdir()) == [wheels]
+
+
+# --- apt --------------------------------------------------------------------------------------------------------------
+
+
+def installed(path, end):
+    """The packages of the one `apt-get install` in a file."""
+    (words,) = re.findall(rf"apt-get install((?:[^&>\n]|\\\n)*?)\s*{end}", (ROOT / path).read_text())
+    return {word for word in words.split() if word != "\\" and not word.startswith("-")}
+
+
+def test_the_devcontainer_has_what_ci_installs_and_what_the_package_takes():
+    ci = installed(".ci/run", ">/dev/null")
+    assert {"make", "nftables", "systemd-container"} <= ci
+    needs = re.findall(r'^(?:BUILD|FETCH|ROOTFS)="(.*?)"', (ROOT / "packaging/build-deb").read_text(), re.MULTILINE)
+    assert len(needs) == 3
+    assert ci | set(" ".join(needs).split()) <= installed(".devcontainer/Dockerfile", "&& rm")

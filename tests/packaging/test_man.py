@@ -146,6 +146,17 @@ def test_every_option_of_the_daemon_is_described():
         assert f"\\fB{document.escaped(option)}\\fR" in whole
 
 
+def test_what_the_daemon_s_page_says_of_starts_and_credentials():
+    whole = flat(document.roff(daemon_page.page()))
+    # READY=1 is sent too while a unit waits for its next try, or was given up
+    assert "waits until every service is serving" not in whole
+    assert "waits until every service that is enabled was started once" in whole
+    check = next(
+        entry for entry in entries(daemon_page.page()) if "--check" in "".join(span.text for span in entry.tag)
+    )
+    assert "credentials are those that the running netd.service was started with" in check.blocks[0].text
+
+
 def test_each_status_has_a_meaning():
     for page in (daemon_page.page(), client_page.page()):
         section = next(section for section in page.sections if section.title == "EXIT STATUS")

@@ -289,12 +289,33 @@ def test_a_build_that_fails_changes_nothing(tree):
     assert not (tree / "build/release").exists()
 
 
+@pytest.mark.parametrize("obstacle", ["build/release.part", "build/release.old"])
+def test_the_last_release_outlives_one_that_cannot_be_put_in_its_place(tree, obstacle):
+    (tree / "build/release").mkdir(parents=True)
+    (tree / "build/release/netd-1.2.3.tar.gz").write_text("the last one")
+    (tree / obstacle).touch()  # a file, where a directory has to be
+    done = release(tree, "1.3.0", NO_DEB)
+    assert done.returncode == 1
+    assert "build/release and `git status` show whether anything has changed" in done.stderr
+    assert [path.read_text() for path in (tree / "build/release").iterdir()] == ["the last one"]
+    assert git(tree, "status", "--porcelain") == ""
+
+
+def test_packages_are_chosen_or_skipped(tree):
+    done = release(tree, "1.3.0", "--dry-run", NO_DEB, "--suite", "trixie")
+    assert done.returncode == 2
+    assert "not allowed with argument" in done.stderr
+
+
 def test_the_makefile_says_it_the_same_way(tree):
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
+    # as nobody's sub-make, also under `make test`
+    outer = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "GNUMAKEFLAGS"}
     printed = subprocess.run(
         ["make", "--dry-run", "--old-file=.venv/.ready", "release", "VERSION=1.3.0", "DRY_RUN=1"],
         cwd=tree,
+        env={name: value for name, value in os.environ.items() if name not in outer},
         text=True,
         capture_output=True,
         check=True,

@@ -35,7 +35,7 @@ PATIENCE = 30.0
 
 pytestmark = pytest.mark.timeout(300)  # pip may have forty wheels to fetch
 
-NEEDED = ["netd", "tests", "packaging", "systemd", "config", "docs"]
+NEEDED = ["netd", "tests", "packaging", "systemd", "config", ".ci", ".devcontainer"]
 """What building, testing and packaging take; the sdist has all of each that there is."""
 
 FILES = ["Makefile", "pyproject.toml", "LICENSE", "README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md"]

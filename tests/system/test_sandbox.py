@@ -9,6 +9,9 @@ program; that it has is a test of its own. Each is compared with others, or a re
 
 Left out, because the machine is a container, in which nobody may: writing to sysfs, /dev/kmsg, families of sockets
 that this kernel does not have, TasksMax= and OOMScoreAdjust=.
+
+Why one file of this length: each module boots and installs a machine of its own, and the drop-ins and the credentials
+are tried on the sandbox that the tests above have proved, against the same attempts and on the same traced path.
 """
 
 from __future__ import annotations
