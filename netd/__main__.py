@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -22,7 +23,7 @@ from netd import __version__
 from netd.errors import ConfigError, NetdError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 EX_OK = 0
 EX_USAGE = 64
@@ -58,7 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     level.add_argument("-v", "--verbose", action="store_const", const="debug", dest="log_level", help="log level debug")
     instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--check", action="store_true", help="say what of the configuration cannot be used, then exit")
+    instead.add_argument(
+        "--check",
+        action="store_true",
+        help="say what of the configuration cannot be used, then exit; credentials are those that the running "
+        "netd.service was started with, which only root can read",
+    )
     instead.add_argument("--print-schema", action="store_true", help="print the configuration's JSON schema, then exit")
     parser.add_argument("--version", action="version", version=f"netd {__version__}")
     return parser
@@ -88,13 +94,46 @@ def _run(paths: list[Path], log_level: str | None) -> int:
 def _check(paths: list[Path]) -> int:
     from netd.settings import load
 
-    loaded = load(paths)
-    from netd.daemon import check
+    environ, remark = _with_credentials(os.environ)
+    try:
+        loaded = load(paths, environ=environ)
+        from netd.daemon import check
 
-    if problems := check(loaded):
-        raise ConfigError(problems)
+        if problems := check(loaded):
+            raise ConfigError(problems)
+    finally:
+        if remark:
+            print(f"netd: {remark}", file=sys.stderr)
     print(f"configuration ok: {', '.join(loaded.sources) or 'defaults only, no file read'}")
     return EX_OK
+
+
+def _with_credentials(environ: Mapping[str, str]) -> tuple[Mapping[str, str], str]:
+    """The environment with the credentials that systemd shows the service, which a shell is not told of; and a remark
+    if there are some that could not be looked at.
+    """
+    from netd import settings
+
+    if "CREDENTIALS_DIRECTORY" in environ:
+        return environ, ""
+    loaded, there = settings.LOADED_CREDENTIALS, settings.CREDENTIALS
+    if _entries(loaded) is None:
+        return environ, "credentials were not looked at (run as root)"
+    if _entries(loaded):
+        return {**environ, "CREDENTIALS_DIRECTORY": str(loaded)}, ""
+    if _entries(there) == []:
+        return environ, ""
+    return environ, "credentials were not looked at (start netd.service, and run as root)"
+
+
+def _entries(directory: Path) -> list[str] | None:
+    """What is in a directory; none in one that is not there, None if it cannot be told."""
+    try:
+        return os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError:
+        return None
 
 
 def _print_schema() -> int:

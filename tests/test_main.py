@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import types
@@ -21,6 +22,8 @@ ROOT = Path(__file__).parent.parent
 def _nothing_of_this_host(monkeypatch, tmp_path):
     for name in ("STATE_DIRECTORY", "CREDENTIALS_DIRECTORY"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("netd.settings.LOADED_CREDENTIALS", tmp_path / "loaded")
+    monkeypatch.setattr("netd.settings.CREDENTIALS", tmp_path / "credentials")
     monkeypatch.setenv("NETD_STATE_DIRECTORY", str(tmp_path / "state"))
 
 
@@ -133,6 +136,82 @@ def test_check_asks_what_the_daemon_would_refuse(daemon, capsys, tmp_path):
     captured = capsys.readouterr()
     assert captured.err == f"netd: {file}:1: trace.asn: cannot open it\nnetd: a.b: cannot\n"
     assert captured.out == ""
+
+
+def check_in_a_shell(directory, capsys, toml):
+    file = directory / "x.toml"
+    file.write_text(toml)
+    code = main(["--check", "--config", str(file)])
+    return code, capsys.readouterr().err.replace(f"{directory}/", "")
+
+
+def test_a_check_in_a_shell_has_the_credentials_of_the_service(daemon, capsys, tmp_path, monkeypatch):
+    http = "[anomaly.adapter]\nuse = 'http'"
+    (tmp_path / "loaded").mkdir()
+    (tmp_path / "loaded" / "netd_anomaly.adapter.url").write_text("http://127.0.0.1:1/?key=hunter2")
+    assert check_in_a_shell(tmp_path, capsys, http) == (0, "")
+
+    (tmp_path / "loaded" / "netd_trace.max_hops").write_text("7x")
+    code, said = check_in_a_shell(tmp_path, capsys, http)
+    assert (code, said.split(": cannot")[0]) == (78, "netd: credential netd_trace.max_hops: trace.max_hops")
+
+    (tmp_path / "other").mkdir()
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "other"))
+    assert check_in_a_shell(tmp_path, capsys, "") == (0, ""), "the service's own variable wins"
+
+
+@pytest.mark.parametrize("toml", ["", "[trace]\nmax_hops = 99"])
+def test_a_check_says_when_it_did_not_look_at_credentials(daemon, capsys, tmp_path, monkeypatch, toml):
+    code = 78 if toml else 0
+
+    def said():
+        ended, text = check_in_a_shell(tmp_path, capsys, toml)
+        assert ended == code
+        return [line for line in text.splitlines() if "credentials" in line]
+
+    assert said() == []
+    (tmp_path / "credentials").mkdir()
+    assert said() == []
+    (tmp_path / "credentials" / "tls.key").touch()
+    assert said() == ["netd: credentials were not looked at (start netd.service, and run as root)"]
+
+    listdir = os.listdir
+
+    def for_root_alone(path):
+        if Path(path) == tmp_path / "loaded":
+            raise PermissionError(13, "Permission denied")
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", for_root_alone)
+    assert said() == ["netd: credentials were not looked at (run as root)"]
+
+
+def test_the_smoke_test_asks_the_daemon_for_its_configuration(tmp_path):
+    (tmp_path / "bin").mkdir()
+    answers = {
+        "netd": 'if [ "$1" = --check ]; then echo it lacks credentials >&2; exit 78; fi; echo netd 1.0',
+        "netctl": """case "$*" in
+            "--json status") echo '{"ready": true, "version": "1.0"}' ;;
+            "--json services") echo '{"services": [{"name": "a", "state": "running", "enabled": true, "error": null,
+                "addresses": []}]}' ;;
+            "config check") test ! -e wrong ;;
+            *) exit 64 ;;
+        esac""",
+        "systemctl": "exit 0",
+    }
+    for name, lines in answers.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{lines}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    command = [sys.executable, "-I", ROOT / "packaging" / "smoke", "--wait", "0"]
+    environ = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
+
+    def ended():
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environ)
+
+    result = ended()
+    assert (result.returncode, result.stderr) == (0, ""), result.stdout
+    (tmp_path / "wrong").touch()
+    assert "not ok netctl config check: exit status 1" in ended().stdout
 
 
 def test_the_schema_is_json(capsys):

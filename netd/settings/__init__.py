@@ -55,10 +55,24 @@ from netd.wire.tomlkeys import join_key
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["DEFAULT_FILE", "FOREIGN_VARIABLES", "Loaded", "Settings", "load", "schema", "stage_override"]
+__all__ = [
+    "CREDENTIALS",
+    "DEFAULT_FILE",
+    "FOREIGN_VARIABLES",
+    "LOADED_CREDENTIALS",
+    "Loaded",
+    "Settings",
+    "load",
+    "schema",
+    "stage_override",
+]
 
 DEFAULT_FILE = Path("/etc/netd/netd.toml")
 DEFAULT_STATE_DIRECTORY = Path("/var/lib/netd")
+CREDENTIALS = DEFAULT_FILE.parent / "credentials"
+"""What systemd reads when it starts the daemon (LoadCredential= of netd.service)."""
+LOADED_CREDENTIALS = Path("/run/credentials/netd.service")
+"""Where systemd shows them to the daemon, with DIRECTORY_PREFIX before their names; root sees them there too."""
 
 FOREIGN_VARIABLES = frozenset(
     {
@@ -195,6 +209,8 @@ class Loaded:
     """dotted key -> "FILE:LINE", "NETD_VARIABLE" or "credential NAME"; what is not set is absent, a list is one key."""
     sources: list[str]
     """The files read, in order. Empty: there is none, and defaults apply."""
+    hidden: frozenset[tuple[str, ...]] = frozenset()
+    """The keys whose values came from credentials: nobody is to be shown them. A list is one key."""
 
 
 def load(
@@ -232,7 +248,8 @@ def load(
         raise ConfigError(sorted(problems, key=by_place))
     origins = {join_key(path): source.where(path) for source, path in owners.leaves()}
     read = [*map(str, files), *([overridden.label] if overridden else [])]
-    return Loaded(settings, origins, read)
+    hidden = frozenset(tuple(map(str, path)) for _, path in owners.secret())
+    return Loaded(settings, origins, read, hidden)
 
 
 def _default_paths(problems: list[ConfigProblem]) -> list[Path]:

@@ -4,7 +4,8 @@ pydantic says what is wrong with a value; where the value came from, sources.py 
 
 Rules:
 - every problem points at the place that has to be edited (an unknown key that two files set is two problems);
-- a value is quoted shortened, and not at all if it came from a credential or its key holds a secret;
+- a value is quoted shortened, and not at all if it came from a credential or its key holds a secret; what is wrong with
+  a table is not quoted if anything in it did, as the sentence may name any of its values;
 - suggestions are made only where they are close: a wrong guess costs more than none.
 """
 
@@ -32,6 +33,7 @@ ENV_PREFIX = "NETD_"
 DIRECTORY_PREFIX = "netd_"
 """What systemd puts before the names of the files of LoadCredential=netd:DIRECTORY."""
 _SHOWN = 60  # characters of a value that are quoted
+_NAMED = 3  # credentials that are named for one table
 _CONTAINERS = {"list_type", "dict_type", "model_type", "model_attributes_type"}
 
 
@@ -78,6 +80,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {of_tail[close[0]]}?)" if close else ""
 
 
+def is_it_a_file(credential: str, section: object) -> str:
+    """The question to ask of a credential that is named like a key of a section and is none, "" where it is in vain."""
+    if not credential.startswith(DIRECTORY_PREFIX):
+        return ""
+    return f' (is it a file that a setting points at? Then its name must not begin with "{section}.")'
+
+
 # --- pydantic's findings ---------------------------------------------------------------------------------------------
 
 
@@ -104,9 +113,11 @@ def _explain(
     if finding["type"] != "missing":
         path = _without_tags(path, sources)
     owner = owners.owner(path)
-    hidden = bool(owner and owner.secret) or _is_secret(model, path)
+    secret = list(dict.fromkeys(source.where(inner) for source, inner in owners.secret(path)))
     place = owner.where(path) if owner else ""
-    reason = _reason(finding, hidden)
+    reason = _reason(finding, bool(secret) or _is_secret(model, path))
+    if others := [other for other in secret if other != place]:
+        reason += f" (see also {', '.join(others[:_NAMED])}{', ...' if len(others) > _NAMED else ''})"
     if finding["type"] in _CONTAINERS and place.startswith((ENV_PREFIX, "credential ")):
         reason += " (as JSON)"
     yield ConfigProblem(join_key(path), reason, place)
@@ -125,7 +136,7 @@ def _meant(model: type[BaseModel], path: KeyPath, place: str) -> str:
     if elsewhere:
         return f" (did you mean {join_key(elsewhere[0])}?)"
     if place.startswith(f"credential {DIRECTORY_PREFIX}"):
-        return f' (is it a file that a setting points at? Then its name must not begin with "{path[0]}.")'
+        return is_it_a_file(place.removeprefix("credential "), path[0])
     return ""
 
 

@@ -14,8 +14,8 @@ Rules:
 Names of credentials (systemd.exec(5), LoadCredential=) that are settings: "netd." and the dotted key,
 `netd.trace.max_hops`; or "netd_" and the dotted key, which is what systemd calls the file trace.max_hops of a directory
 (LoadCredential=netd:DIRECTORY). In such a directory a file is a setting if its name begins with a section's and a dot;
-of both names for one key, netd_ wins. All other credentials (`netd_tls.key`) are files that settings may point at, and
-are left alone.
+of both names for one key, netd_ wins. Keys are in lower case: one with capitals is an error. All other credentials
+(`netd_tls.key`) are files that settings may point at, and are left alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource
 
 from netd.errors import ConfigProblem
-from netd.settings.problems import DIRECTORY_PREFIX, ENV_PREFIX, did_you_mean, keys_of, variable_of
+from netd.settings.problems import DIRECTORY_PREFIX, ENV_PREFIX, did_you_mean, is_it_a_file, keys_of, variable_of
 from netd.wire.tomlkeys import Path as KeyPath
 from netd.wire.tomlkeys import scan
 
@@ -76,6 +76,13 @@ class Source(PydanticBaseSettingsSource):
             if place := self.places.get(path[:length]):
                 return place
         return next((place for inner, place in self.places.items() if inner[: len(path)] == path), self.label)
+
+    def at(self, path: KeyPath) -> Any:
+        """The value at `path`, which is one of its keys outside lists."""
+        node: Any = self.values
+        for part in path:
+            node = node[part]
+        return node
 
     def mentions(self, path: KeyPath) -> bool:
         """Whether this source says anything at `path` or below."""
@@ -231,15 +238,25 @@ def credentials_source(
     for file, key in settings[:MAX_FILES]:
         place = f"credential {file.name}"
         path = tuple(key.split("."))
-        if path[0] not in settings_cls.model_fields:
+        if key != key.lower() or path[0] not in settings_cls.model_fields:
             prefix = file.name.removesuffix(key)
-            known = [prefix + ".".join(other) for other in keys]
-            problems.append(ConfigProblem("", f"unknown key{did_you_mean(file.name, known)}", place))
+            meant = _meant(prefix, key, keys) or is_it_a_file(file.name, path[0])
+            problems.append(ConfigProblem("", f"unknown key{meant}", place))
         elif (text := _read_text(file, place, problems)) is not None:
             names[CREDENTIAL_PREFIX + key] = text.strip()
             places[path] = place
     values = _Names(settings_cls, names, CREDENTIAL_PREFIX, ".")()
     return Source(settings_cls, "credentials", values, places, secret=True)
+
+
+def _meant(prefix: str, key: str, keys: Sequence[tuple[str, ...]]) -> str:
+    lower = key.lower()
+    *table, last = lower.split(".")
+    if tuple(lower.split(".")) in keys:
+        return f" (did you mean {prefix}{lower}?)"
+    if siblings := [other[-1] for other in keys if table and other[:-1] == tuple(table)]:
+        return did_you_mean(last, siblings)
+    return did_you_mean(prefix + lower, [prefix + ".".join(other) for other in keys])
 
 
 def _key_of_credential(name: str, keys: Sequence[tuple[str, ...]]) -> str | None:
@@ -252,8 +269,9 @@ def _key_of_credential(name: str, keys: Sequence[tuple[str, ...]]) -> str | None
     section, dot, rest = key.partition(".")
     inside = {first for first, *others in keys if others}
     # a key of ours behind a misspelt section: taken for a file, the setting would be missing without a word
-    misspelt = did_you_mean(section.lower(), [first for first in inside if (first, *rest.split(".")) in keys])
-    return key if dot and (section in inside or misspelt) else None
+    inner = rest.lower().split(".")
+    misspelt = did_you_mean(section.lower(), [first for first in inside if (first, *inner) in keys])
+    return key if dot and (section.lower() in inside or misspelt) else None
 
 
 # --- who set what ----------------------------------------------------------------------------------------------------
@@ -295,6 +313,19 @@ class Owners:
         while isinstance(node, dict):
             node = next(iter(node.values()), None)
         return node if isinstance(node, Source) else None
+
+    def secret(self, path: KeyPath = ()) -> list[Owner]:
+        """What of the key, the list it stands in, or the table that it is has come from a source that is secret."""
+        node: Any = self._tree
+        for depth, part in enumerate(path):
+            if not isinstance(node, dict):
+                path = path[:depth]
+                break  # inside a list
+            if part not in node:
+                return []
+            node = node[part]
+        found = self._leaves(node, path) if isinstance(node, dict) else [Owner(node, path)]
+        return [owner for owner in found if owner.source.secret and owner.source.at(owner.path) != {}]
 
     def leaves(self) -> Iterator[Owner]:
         """Every key that is set and is no table, a list being one key."""

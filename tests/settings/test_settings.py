@@ -398,6 +398,61 @@ def test_mistakes_in_the_credentials_directory_name_the_file(host):
     ]
 
 
+@pytest.mark.parametrize("also", ["[framed]\nmax_frame = 4194304", "framed.max_frame = 4194304", ""])
+def test_what_is_wrong_with_a_table_quotes_no_credential_that_is_in_it(host, also):
+    host.credential("netd_framed.backpressure", "123456")
+
+    (line,) = host.problems(host.file("n.toml", also))
+
+    assert "123456" not in line
+    assert "credential netd_framed.backpressure" in line
+    assert line.endswith("(see also credential netd_framed.backpressure)") == bool(also)
+    assert line.startswith("n.toml:1: framed: " if also else "credential netd_framed.backpressure: framed: ")
+
+    # none of this one is secret
+    host.credential("netd_trace.max_hops", "3")
+    host.environ["NETD_FRAMED__MAX_FRAME"] = "256000000"
+    host.environ["NETD_FRAMED__BACKPRESSURE"] = "7654321"
+    (host.root / "credentials/netd_framed.backpressure").unlink()
+    assert "cannot let 7654321 bytes wait" in host.problems(host.file("n.toml", also))[0]
+
+
+def test_a_credential_whose_key_has_capitals_is_refused_whatever_else_there_is(host):
+    for name in ("netd_Trace.Max_Hops", "netd_trace.Max_Hops", "netd.trace.MAX_HOPS", "netd.TRACE.rounds"):
+        host.credential(name, "7x")
+    host.credential("netd_TRACE.crt", "7x")
+    host.credential("netd.trace.max_hops", "9")
+    for name in ("netd_TLS.key", "netd_Example.org.PEM", "netd_Trace"):
+        host.credential(name, "a file that settings may point at")
+
+    assert host.problems() == [
+        "credential netd.TRACE.rounds: unknown key (did you mean netd.trace.rounds?)",
+        "credential netd.trace.MAX_HOPS: unknown key (did you mean netd.trace.max_hops?)",
+        "credential netd_TRACE.crt: unknown key "
+        '(is it a file that a setting points at? Then its name must not begin with "TRACE.")',
+        "credential netd_Trace.Max_Hops: unknown key (did you mean netd_trace.max_hops?)",
+        "credential netd_trace.Max_Hops: unknown key (did you mean netd_trace.max_hops?)",
+    ]
+
+
+def test_the_keys_that_came_from_credentials_are_told_apart(host):
+    main = host.file("netd.toml", "[trace]\nmax_hops = 3\nrounds = 3\n[anomaly]\nenabled = false")
+    host.file("state/override.toml", "trace.rounds = 4")
+    host.credential("netd_trace.rounds", "5")
+    host.credential("netd_trace.attempts", "2")
+    host.credential("netd_control", '{"users": ["alice"]}')
+    host.credential("netd.control", '{"users": ["alice"], "limits": {"max_head": 600}}')
+    host.credential("netd.log.loggers", '{"netd.trace": "debug"}')
+    host.credential("netd.supervisor", "{}")
+
+    assert host.load(main).hidden == {
+        ("trace", "attempts"),
+        ("control", "users"),
+        ("control", "limits", "max_head"),
+        ("log", "loggers", "netd.trace"),
+    }
+
+
 def test_parts_of_a_list_cannot_be_set_from_the_environment(host):
     host.environ["NETD_TRACE__LISTEN__0__ADDRESS"] = "127.0.0.1:1"
     (line,) = host.problems()
