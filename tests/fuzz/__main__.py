@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-NAMES = ("framing", "messages", "codecs", "plain", "handshake")
+NAMES = ("framing", "messages", "codecs", "plain", "handshake", "websocket", "deflate")
 
 
 def main() -> int:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from netd.errors import ProtocolError
-from netd.wire import codecs, framing, handshake, messages, plain
+from netd.wire import codecs, deflate, framing, handshake, messages, plain, websocket
+from tests.support.websocketpeer import raw, said, simple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,6 +124,44 @@ def fuzz_handshake(data: bytes) -> None:
     assert accepted == SIGNED
 
 
+def fuzz_websocket(data: bytes) -> None:
+    """The first byte says which side receives and how the rest is cut. A decoder too simple to be wrong agrees."""
+    step = data[0] % 64 + 1 if data else 1
+    masked = not data or data[0] < 128
+    stream = data[1:]
+    limits = websocket.Limits(500)
+    whole, cut = (websocket.Decoder(limits, masked=masked) for _ in range(2))
+    at_once = said(whole.receive(stream))
+    events: list[websocket.Event] = []
+    for at in range(0, len(stream), step):
+        events += cut.receive(stream[at : at + step])
+        assert cut.buffered <= 500 + 130
+    assert said(events) == at_once
+    assert (cut.closed, cut.error and cut.error.close) == (whole.closed, whole.error and whole.error.close)
+    if whole.error is not None:
+        _check_error(whole.error)
+    if whole.error is None or whole.error.close != 1009:
+        assert simple(stream, masked=masked) == (at_once, whole.error and whole.error.close)
+
+
+def fuzz_deflate(data: bytes) -> None:
+    """What is unpacked is bounded and can be packed again; a list of extensions is one, or is refused."""
+    try:
+        payload = deflate.Decompressor().message(data, 5000)
+    except ProtocolError as error:
+        _check_error(error)
+    else:
+        assert len(payload) <= 5000
+        assert deflate.Decompressor(takeover=False).message(deflate.Compressor().message(payload), 5000) == payload
+    try:
+        offers = deflate.parse_extensions(data.decode("latin-1"))
+    except ProtocolError as error:
+        _check_error(error)
+        return
+    agreed = deflate.negotiate(offers, deflate.DeflateSettings())
+    assert agreed is None or deflate.negotiate(deflate.parse_extensions(agreed.answer), deflate.DeflateSettings())
+
+
 _KEY = handshake.load_private_key(bytes.fromhex("302e020100300506032b657004220420") + bytes(range(32)))
 PUBLIC = handshake.spki(_KEY)
 _SIGNED = handshake.signed(_KEY, "1.0.0", {"device": "alpha", "7": "x"}, now=NOW, nonce="n")
@@ -143,6 +182,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "codecs": fuzz_codecs,
     "plain": fuzz_plain,
     "handshake": fuzz_handshake,
+    "websocket": fuzz_websocket,
+    "deflate": fuzz_deflate,
 }
 SEEDS: dict[str, list[bytes]] = {
     "framing": [
@@ -154,5 +195,23 @@ SEEDS: dict[str, list[bytes]] = {
     "codecs": [codec.encode(value) for value in _VALUES for codec in (codecs.JSON, codecs.CBOR, codecs.MESSAGEPACK)],
     "plain": [codecs.MESSAGEPACK.encode(value) for value in _VALUES] + _PACKED,
     "handshake": [handshake.plain("1.0.0", {"device": "alpha"}), _SIGNED],
+    "websocket": [
+        bytes([side + step]) + b"".join(raw(first, payload, key) for first, payload in frames)
+        for side, key in ((0, b""), (0, bytes(4)), (128, None))
+        for step in (0, 6, 63)
+        for frames in (
+            [(0x81, b"x" * 9)] * 20,
+            [(0x82, b"")] * 12 + [(0x82, b"y" * 130)] * 6,
+            [(0x01, "Zür".encode()[:2]), (0x89, b"p"), (0x80, "Zür".encode()[2:]), (0x88, b"\x03\xe8bye")],
+            [(0x02, b"a" * 300), (0x00, b""), (0x8A, b""), (0x80, b"b" * 300)],
+            [(0x81, "ü😀€".encode())] * 5 + [(0x81, b"\xff")],
+        )
+    ],
+    "deflate": [
+        *(deflate.Compressor(level=level).message(b"Hello, hello, hello" * 9) for level in (0, 1, 9)),
+        bytes.fromhex("f348cdc9c9070000"),
+        b"permessage-deflate; client_max_window_bits; server_max_window_bits=10",
+        b'foo; a="b", permessage-deflate;server_no_context_takeover, permessage-deflate',
+    ],
 }
 """What a fuzzer begins with."""
