@@ -38,10 +38,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import structlog
 import trio
-from pydantic_core import to_jsonable_python
 
 from netd import __version__, checks, logs, systemd
-from netd.control.host import ConfigChange, ConfigCheck, ConfigView, ReloadResult
+from netd.control.host import ConfigCheck, ConfigView, ReloadResult
 from netd.control.refusal import refuse_waiting
 from netd.control.scrape import service_type as metrics_service
 from netd.errors import ConfigError, Conflict, NetdError, PrepareFailed, sole
@@ -58,7 +57,7 @@ from netd.runtime.health import Health
 from netd.runtime.listeners import Listeners
 from netd.runtime.metrics import Metrics
 from netd.runtime.reload import Reload, plan
-from netd.runtime.status import keep_status, summary
+from netd.runtime.status import StatusLine, keep_status, summary
 from netd.runtime.store import CLOSE_SECONDS, open_store
 from netd.runtime.supervisor import Supervisor
 from netd.section import Listen
@@ -69,6 +68,8 @@ from netd.services.framed.service import service_type as framed_service
 from netd.services.trace.checks import check as check_trace
 from netd.services.trace.service import service_type as trace_service
 from netd.settings import Loaded, Settings, load, schema, stage_override
+from netd.settings.hidden import plain, redacted
+from netd.settings.hidden import shown as _shown
 
 if TYPE_CHECKING:
     import socket
@@ -82,7 +83,6 @@ if TYPE_CHECKING:
     from netd.errors import ConfigProblem
     from netd.hub.tokens import Tokens
     from netd.runtime.bus import Subscription
-    from netd.runtime.diff import FieldChange
     from netd.runtime.reload import Plan
     from netd.runtime.service import ServiceType
     from netd.runtime.store import Store
@@ -160,6 +160,7 @@ class Daemon:
         self._hasten = trio.CancelScope()
         self._checking = trio.Lock()  # whoever may read may ask for a check: one thread and one set of files at a time
         self._notifier = notifier or systemd.Notifier(None)
+        self._status_line = StatusLine(self._notifier)
         self._passed = passed or {}
 
     # --- its life ---
@@ -221,15 +222,18 @@ class Daemon:
                 listeners.leave_behind()
                 self._messaging.save()
                 raise
-            listeners.drop_unclaimed()
+            if self._stop.is_set():
+                listeners.leave_behind()  # not every service had its chance: it is for the next start to tell
+            else:
+                listeners.drop_unclaimed()
             # in this order: an embedded daemon leaves its program's environment alone
             if self._notifier.active and (interval := systemd.watchdog_interval()) is not None:
                 await outer.start(systemd.watchdog, self._notifier, interval, self._supervisor.pulse)
             if not self._stop.is_set():
                 self._state = "running"
-                self._notifier.ready(self._summary())
+                self._status_line.ready(self._summary())
                 if self._notifier.active:
-                    await outer.start(keep_status, self.bus, self._status, self._notifier.status)
+                    await outer.start(keep_status, self.bus, self._status, self._status_line.say)
                 log.info("netd is running", version=self.version, sources=self._loaded.sources or "defaults", **control)
             task_status.started(self)
             await self._stop.wait()
@@ -395,10 +399,13 @@ class Daemon:
                 problems = await trio.to_thread.run_sync(check, loaded, self.settings)
         except ConfigError as error:
             problems = list(error.problems)
-        return ConfigCheck(problems, [] if problems else _shown(changes(self.settings, loaded.settings)))
+        if problems:
+            return ConfigCheck(problems, [])
+        found = changes(self.settings, loaded.settings)
+        return ConfigCheck([], _shown(found, self._loaded.hidden, loaded.hidden))
 
     def config_view(self) -> ConfigView:
-        values = _plain(self.settings)
+        values = redacted(plain(self.settings), (), self._loaded.hidden)
         etag = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
         return ConfigView(values, self._loaded.origins, self._loaded.sources, etag)
 
@@ -422,6 +429,7 @@ class Daemon:
         """The one way to another configuration: SIGHUP, `netctl reload`, `netctl config set` and REST end here."""
         if self._state == "starting":
             raise Conflict("cannot reload: the daemon is still starting; try again once it is ready")
+        before: list[Loaded] = []
         loaded: list[Loaded] = []
         tokens: list[Tokens] = []
         staged: list[StagedOverride] = []
@@ -436,6 +444,7 @@ class Daemon:
             tokens.append(await trio.to_thread.run_sync(_tokens, loaded[0]))
             if override and (directory := self.settings.state_directory) is not None:
                 staged.append(await trio.to_thread.run_sync(stage_override, directory, override))
+            before.append(self._loaded)
             old, new = self.settings.services(), loaded[0].settings.services()
             return plan(self.settings, loaded[0].settings, {name: (old[name], new[name]) for name in old})
 
@@ -456,11 +465,11 @@ class Daemon:
             for file in staged:
                 file.discard()
             if self._state == "running":
-                self._notifier.ready(self._summary())
+                self._status_line.ready(self._summary())
         for file in staged:
             await trio.to_thread.run_sync(file.sync)
         self.bus.publish(Reloaded(changed=[change.path for change in made.changes]))
-        return ReloadResult(_shown(made.changes), self.services())
+        return ReloadResult(_shown(made.changes, before[0].hidden, loaded[0].hidden), self.services())
 
     def _status(self) -> str | None:
         return self._summary() if self.state == "running" else None  # what else it is doing has been said
@@ -584,12 +593,3 @@ async def _reload_by_signal(daemon: Daemon) -> None:
         return  # refused, and logged as such: a signal has nobody else to tell
     except Exception:  # what the guard of a change does for a reload by REST
         log.exception("reload failed inside")
-
-
-def _shown(found: Iterable[FieldChange]) -> list[ConfigChange]:
-    return [ConfigChange(change.path, _plain(change.old), _plain(change.new), change.effect.value) for change in found]
-
-
-def _plain(value: Any) -> Any:
-    """As JSON would have it; secrets come out as asterisks."""
-    return to_jsonable_python(value, fallback=str)

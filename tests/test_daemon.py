@@ -12,15 +12,25 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 from trio_websocket import ConnectionClosed
 
+from netd.daemon import Daemon
 from netd.errors import RequestFailed
+from netd.runtime.bus import Bus
+from netd.runtime.health import Health
+from netd.runtime.listeners import Listeners
+from netd.section import Listen
+from netd.settings import Loaded, Settings
+from netd.systemd import Notifier
 from tests.support.accounts import why_not_nobody
 from tests.support.process import PATIENCE, NetdProcess, Systemd
+from tests.support.systemd import FakeSystemd
 from tests.support.websocket import websocket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from trio_websocket import WebSocketConnection
 
@@ -286,6 +296,59 @@ async def test_a_start_that_fails_leaves_the_listeners_to_the_next(tmp_path):
             assert (await waiting.receive_some()).startswith(b"HTTP/1.1 4")
         await waiting.aclose()
     systemd.close()
+
+
+@asynccontextmanager
+async def manager(tmp_path: Path) -> AsyncIterator[tuple[FakeSystemd, Notifier]]:
+    systemd = FakeSystemd(tmp_path)
+    notifier = Notifier(systemd.address)
+    try:
+        yield systemd, notifier
+    finally:
+        notifier.close()
+        systemd.close()
+
+
+async def test_a_stop_during_the_start_leaves_the_listeners_to_the_next(tmp_path):
+    async with manager(tmp_path) as (systemd, notifier):
+        before = Listeners(health=Health(Bus()), notifier=notifier)
+        listener = await before.lease("framed").open(Listen(address="127.0.0.1:0"))
+        host, port = listener.address.split(":")
+        before.leave_behind()
+        before.close()
+
+        # the stop comes while metrics starts: nobody has asked for framed's yet
+        sections = {
+            "metrics": {"enabled": True, "listen": [{"address": "127.0.0.1:0"}]},
+            "framed": {"enabled": True, "listen": [{"address": listener.address}]},
+        }
+        settings = Settings.embedded(sections)
+        daemon = Daemon(Loaded(settings, {}, []), notifier=notifier, passed=systemd.hand_over())
+        daemon.stop()
+        with trio.fail_after(PATIENCE):
+            await daemon.run()
+        assert not [message for message in systemd.read() if "FDSTOREREMOVE" in message]
+        assert "framed" in [name.split(".")[0] for name in systemd.stored]
+        await (await trio.open_tcp_stream(host, int(port))).aclose()
+
+
+async def test_the_status_line_is_true_again_after_a_reload(tmp_path):
+    loaded = Loaded(Settings.embedded({}), {}, [])
+
+    def source(**_):
+        trio.from_thread.run_sync(daemon.health.warn, "alpha.beta", "cannot do it")
+        trio.from_thread.run(trio.testing.wait_all_tasks_blocked)  # it is looked at, and not to be said now
+        return loaded
+
+    async with manager(tmp_path) as (systemd, notifier), trio.open_nursery() as nursery:
+        daemon = Daemon(loaded, source=source, notifier=notifier)
+        await nursery.start(daemon.run)
+        await daemon.reload()
+        daemon.health.clear("alpha.beta")
+        await trio.testing.wait_all_tasks_blocked()
+        lines = [message["STATUS"] for message in systemd.read() if "STATUS" in message]
+        assert ["1 warning" in line for line in lines] == [False, True, False]
+        daemon.stop()
 
 
 async def test_the_status_line_says_what_runs_and_what_does_not(tmp_path):

@@ -4,7 +4,8 @@ systemd holds that socket, and starts the daemon for whoever connects. A configu
 by starting again, but a client that goes on waiting would have it tried at once, until systemd gives up both units. So
 those who wait are told why, in the API's own words, and nobody waits any more.
 
-Blocks, for SECONDS at most: nothing else runs by then.
+Blocks, for SECONDS at most: nothing else runs by then. Nobody is waited for longer than SHARE, and once the time is up
+only those are answered whose request is there.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 SECONDS = 1.0
 """For all who wait together: their requests have long been sent."""
+SHARE = 0.05
+"""Seconds for one of them to be read, and to be answered: one that is silent is not to use up all the time."""
 MOST = 1024
 """Clients that are answered; a backlog has fewer."""
 
@@ -33,6 +36,10 @@ def refuse_waiting(listening: Iterable[socket.socket], error: NetdError) -> int:
     """Answer everybody in the queues of these sockets with 503 and `error`. Returns how many that were."""
     answer = _answer(error)
     deadline = time.monotonic() + SECONDS
+
+    def patience() -> float:
+        return max(0.0, min(SHARE, deadline - time.monotonic()))  # 0: what cannot be done at once is not done
+
     count = 0
     for sock in listening:
         sock.setblocking(False)
@@ -44,8 +51,9 @@ def refuse_waiting(listening: Iterable[socket.socket], error: NetdError) -> int:
             with client:
                 count += 1
                 try:
-                    client.settimeout(max(0.001, deadline - time.monotonic()))
+                    client.settimeout(patience())
                     client.recv(65536)  # what is closed with bytes unread would be reset instead of answered
+                    client.settimeout(patience())
                     client.sendall(answer)
                 except OSError as gone:
                     log.debug("cannot answer a client", error=str(gone))

@@ -41,7 +41,17 @@ import structlog
 import trio
 
 from netd.errors import PrepareFailed
-from netd.runtime.sockets import address_of, inode_of, listen_inet, listen_unix, listens_at, path_of, port_of
+from netd.runtime.sockets import (
+    NO_INODE,
+    Inode,
+    address_of,
+    inode_of,
+    listen_inet,
+    listen_unix,
+    listens_at,
+    path_of,
+    port_of,
+)
 from netd.section import parse_address
 
 if TYPE_CHECKING:
@@ -116,7 +126,7 @@ class _Bound:
     """Its name in the fd store."""
     path: Path | None = None
     """The path of a Unix socket that is ours to unlink, with the inode it must still have."""
-    inode: int = 0
+    inode: Inode = NO_INODE
     leases: set[Leases] = field(default_factory=set)
 
 
@@ -155,11 +165,14 @@ class Listeners:
     def let_go(self, service: str) -> None:
         """End `hold`, and close what nobody leases."""
         self._held.discard(service)
-        self.trim(service)
+        self._close_unused(service)
 
     def trim(self, service: str) -> None:
-        """Close what nobody leases, held or not: the generation that runs now did not ask for it."""
+        """Close what nobody leases, held or not: the generation that serves now did not ask for it."""
         self._served.add(service)
+        self._close_unused(service)
+
+    def _close_unused(self, service: str) -> None:
         for bound in [bound for bound in self._bound.values() if bound.key.service == service and not bound.leases]:
             self._close(bound)
         if self._started and not self._leaving_behind:
@@ -174,7 +187,7 @@ class Listeners:
         """Close what was inherited through the fd store and nobody opened: the configuration changed since.
 
         Call it once every service had its chance. Sockets of netd.socket stay, and those of services that are held and
-        have yet to serve: `trim` gives them up.
+        have yet to serve: `trim` or `let_go` gives them up.
         """
         self._started = True
         for name, socks in list(self._inherited.items()):
@@ -225,7 +238,7 @@ class Listeners:
                 address = key.address if isinstance(target, Path) else address_of(sock)
                 bound = _Bound(key, sock, address, "store" if stored else "unit", name if stored else None)
                 if stored and isinstance(target, Path):
-                    bound.path, bound.inode = target, inode or 0
+                    bound.path, bound.inode = target, _stored_inode(name)
                 log.info("took over a listener", service=key.service, address=address, origin=bound.origin)
                 if stored and not self._is_for(key, name):
                     self._rename(bound)
@@ -249,7 +262,7 @@ class Listeners:
             if in_use:
                 sock.close()
                 continue
-            if path is not None and inode_of(path) == _stored_inode(name) != 0:
+            if path is not None and inode_of(path) == _stored_inode(name) != NO_INODE:
                 _unlink(path)
             _close_for_good(sock)
         if not in_use and self._notifier is not None:
@@ -265,7 +278,8 @@ class Listeners:
         limit = self._notifier.store_max
         if kept >= limit:
             return
-        bound.stored = f"{bound.key.stored_name}.{bound.inode}" if bound.path else bound.key.stored_name
+        inode = f".{bound.inode.number}.{bound.inode.device}" if bound.path else ""
+        bound.stored = f"{bound.key.stored_name}{inode}"
         self._notifier.store(bound.stored, bound.socket)
 
     def _rename(self, bound: _Bound) -> None:
@@ -503,10 +517,12 @@ class Listener:
         self.socket.close()
 
 
-def _stored_inode(name: str) -> int:
-    """Of a Unix socket's path, from the name it was stored under; 0 for any other."""
-    inode = name.split(".")[2:]
-    return int(inode[0]) if inode and inode[0].isdecimal() else 0
+def _stored_inode(name: str) -> Inode:
+    """Of a Unix socket's path, from the name it was stored under; NO_INODE for any other."""
+    match name.split(".")[2:]:
+        case [number, device] if number.isdecimal() and device.isdecimal():
+            return Inode(int(number), int(device))
+    return NO_INODE
 
 
 def _unlink(path: Path) -> None:

@@ -16,6 +16,7 @@ import secrets
 import socket
 import stat
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 
@@ -24,6 +25,17 @@ BACKLOG = 1024
 _MAX_UNIX_PATH = 107 - len(".12345678")  # sun_path without its NUL, less what the temporary name adds
 
 log = structlog.get_logger("netd.listeners")
+
+
+class Inode(NamedTuple):
+    """Which file a path is."""
+
+    number: int
+    device: int
+
+
+NO_INODE = Inode(0, 0)
+"""No file, or none that can be a listener's."""
 
 
 def listen_inet(host: str, port: int, interface: str | None, *, shared: bool) -> socket.socket:
@@ -52,7 +64,7 @@ def listen_inet(host: str, port: int, interface: str | None, *, shared: bool) ->
     return sock
 
 
-def listen_unix(path: Path, mode: int, group: str | None) -> tuple[socket.socket, int]:
+def listen_unix(path: Path, mode: int, group: str | None) -> tuple[socket.socket, Inode]:
     """A listening Unix socket at `path`, and its inode."""
     if len(os.fsencode(path)) > _MAX_UNIX_PATH:
         raise OSError(errno.ENAMETOOLONG, f"the path is longer than {_MAX_UNIX_PATH} bytes")
@@ -68,7 +80,7 @@ def listen_unix(path: Path, mode: int, group: str | None) -> tuple[socket.socket
             if group is not None:
                 _give_to_group(temporary, group)
             sock.listen(BACKLOG)
-            inode = temporary.stat().st_ino
+            inode = inode_of(temporary)
             temporary.rename(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -109,18 +121,20 @@ def _give_to_group(path: Path, group: str) -> None:
         log.warning("cannot give the socket to its group, only our own may use it", group=group, why=why)
 
 
-def listens_at(sock: socket.socket, target: tuple[str, int] | Path, interface: str | None, inode: int | None) -> bool:
+def listens_at(sock: socket.socket, target: tuple[str, int] | Path, interface: str | None, inode: Inode | None) -> bool:
     """Whether an inherited socket is what `target` asks for.
 
-    `inode` is None for a socket of netd.socket. For one of the fd store its name was right already; a Unix socket's
-    path must then still be the very file that we made (its own name is the temporary one).
+    `inode` is None for a socket of netd.socket. For one of the fd store its name was right already; a Unix socket must
+    then have been put at this path, and the path still be the very file that we made.
     """
     if sock.type != socket.SOCK_STREAM or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         return False
     if isinstance(target, Path):
         if sock.family != socket.AF_UNIX:
             return False
-        return sock.getsockname() == os.fspath(target) if inode is None else inode_of(target) == inode != 0
+        if inode is None:
+            return bool(sock.getsockname() == os.fspath(target))
+        return _same_place(path_of(sock), target) and inode_of(target) == inode != NO_INODE
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return False
     device = sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).rstrip(b"\0").decode()
@@ -134,11 +148,23 @@ def listens_at(sock: socket.socket, target: tuple[str, int] | Path, interface: s
     return actual[1] == port or (port == 0 and inode is not None)
 
 
-def inode_of(path: Path) -> int:
+def _same_place(path: Path | None, target: Path) -> bool:
+    """Whether both are one name in one directory, whatever that is called (/var/run is /run)."""
+    if path is None or path.name != target.name:
+        return False
     try:
-        return path.stat(follow_symlinks=False).st_ino
+        return path.parent == target.parent or path.parent.samefile(target.parent)
     except OSError:
-        return 0  # gone, or out of reach: not the file that we made
+        return False
+
+
+def inode_of(path: Path) -> Inode:
+    """Of a Unix socket's path; NO_INODE if something else is there."""
+    try:
+        found = path.stat(follow_symlinks=False)
+    except OSError:
+        return NO_INODE  # gone, or out of reach: not the file that we made
+    return Inode(found.st_ino, found.st_dev) if stat.S_ISSOCK(found.st_mode) else NO_INODE
 
 
 def path_of(sock: socket.socket) -> Path | None:

@@ -47,3 +47,71 @@ def test_nobody_there_and_nothing_to_hear(listening, monkeypatch):
     assert refuse_waiting([listening], WHY) == 3, "one is gone, two never ask"
     for client in clients:
         client.close()
+
+
+class Clock:
+    """Time that passes only while somebody waits."""
+
+    now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+class FakeClient:
+    """Sends its request at a time, or never."""
+
+    def __init__(self, clock, speaks_at=float("inf")):
+        self.answered = False
+        self._clock = clock
+        self._speaks_at = speaks_at
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_exc):
+        pass
+
+    def settimeout(self, seconds):
+        self._timeout = seconds
+
+    def recv(self, _most):
+        if self._speaks_at > self._clock.now + self._timeout:
+            self._clock.now += self._timeout
+            raise TimeoutError if self._timeout else BlockingIOError
+        self._clock.now = max(self._clock.now, self._speaks_at)
+        return b"GET / HTTP/1.1"
+
+    def sendall(self, _data):
+        assert self._timeout <= max(0.0, refusal.SECONDS - self._clock.now), "counted from now"
+        self.answered = True
+
+
+class FakeListening:
+    def __init__(self, clients):
+        self._clients = iter(clients)
+
+    def setblocking(self, _on):
+        pass
+
+    def accept(self):
+        for client in self._clients:
+            return client, ""
+        raise BlockingIOError
+
+
+def test_a_silent_client_does_not_use_up_the_time_of_the_others(monkeypatch):
+    monkeypatch.setattr(refusal, "time", clock := Clock())
+    silent, slow = FakeClient(clock), FakeClient(clock, 0.9 * refusal.SHARE + refusal.SHARE)
+    assert refuse_waiting([FakeListening([silent, slow])], WHY) == 2
+    assert slow.answered
+    assert not silent.answered
+    assert clock.now < refusal.SECONDS / 2
+
+
+def test_it_takes_no_longer_than_was_said_however_many_are_silent(monkeypatch):
+    monkeypatch.setattr(refusal, "time", clock := Clock())
+    clients = [*(FakeClient(clock) for _ in range(1000)), FakeClient(clock, 0)]
+    assert refuse_waiting([FakeListening(clients)], WHY) == 1001
+    assert clock.now == pytest.approx(refusal.SECONDS)
+    assert clients[-1].answered, "its request is there: that takes no waiting"

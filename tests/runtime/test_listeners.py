@@ -8,7 +8,7 @@ import os
 import resource
 import socket
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import trio
@@ -16,15 +16,24 @@ import trio.testing
 
 from netd.errors import PrepareFailed
 from netd.runtime.bus import Bus
+from netd.runtime.config import RestartPolicy
+from netd.runtime.generation import Shared
 from netd.runtime.health import Health, WarningCleared, WarningRaised
 from netd.runtime.listeners import Listener, Listeners
+from netd.runtime.metrics import Metrics
+from netd.runtime.supervisor import Supervisor
 from netd.section import Listen
 from netd.systemd import Notifier
+from tests.support.scripted import Behaviour, Script, ScriptConfig
 from tests.support.systemd import FakeSystemd
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
+
+    from trio.testing import MockClock
+
+    from netd.runtime.store import Store
 
 ANY = Listen(address="127.0.0.1:0")
 
@@ -678,6 +687,71 @@ async def test_a_service_that_comes_up_late_gives_up_what_it_does_not_want(
     systemd.read()
     assert len(systemd.stored) == 1
     after.close()
+
+
+async def test_a_unit_that_has_yet_to_serve_keeps_what_was_stored_for_it(
+    autojump_clock: MockClock, nursery: trio.Nursery, health: Health, systemd: FakeSystemd, notifier: Notifier
+) -> None:
+    before = Listeners(health=health, notifier=notifier)
+    leases = before.lease("alpha")
+    kept, gone = (await leases.open(ANY)).address, (await leases.open(ANY)).address
+    off = (await before.lease("beta").open(ANY)).address
+    before.leave_behind()
+    before.close()
+
+    after = Listeners(health=health, notifier=notifier, inherited=systemd.hand_over())
+    store = cast("Store", cast("Any", None))
+    supervisor = Supervisor(
+        Shared(Bus(), health, Metrics(), store, after), RestartPolicy(backoff_initial=100, jitter=0, start_timeout=10)
+    )
+    script = Script("alpha")
+    script.then(Behaviour(prepare_takes=1000))
+    unit = supervisor.add(script.type, ScriptConfig(listen=[ANY]))
+    supervisor.add(Script("beta").type, ScriptConfig(enabled=False))
+    await nursery.start(supervisor.run)
+    outcomes = await supervisor.start_all()
+    assert outcomes["alpha"].outcome == "backoff"
+    after.drop_unclaimed()
+    systemd.read()
+    assert [name.split(".")[0] for name in systemd.stored] == ["alpha", "alpha"]
+    assert await refused(off)
+    assert not await refused(kept)
+    assert not await refused(gone), "who knows what it is going to ask for"
+
+    await trio.sleep(100)
+    assert unit.state == "running"
+    assert unit.snapshot().addresses == [kept]
+    assert await refused(gone)
+    await supervisor.stop("alpha")
+    systemd.read()
+    assert systemd.stored == {}
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_unit_that_is_stopped_before_it_served_gives_up_what_was_stored_for_it(
+    autojump_clock: MockClock, nursery: trio.Nursery, health: Health, systemd: FakeSystemd, notifier: Notifier
+) -> None:
+    before = Listeners(health=health, notifier=notifier)
+    address = (await before.lease("alpha").open(ANY)).address
+    before.leave_behind()
+    before.close()
+
+    after = Listeners(health=health, notifier=notifier, inherited=systemd.hand_over())
+    supervisor = Supervisor(
+        Shared(Bus(), health, Metrics(), cast("Store", cast("Any", None)), after), RestartPolicy(start_timeout=10)
+    )
+    script = Script("alpha")
+    script.then(*[Behaviour(prepare_takes=1000)] * 10)
+    supervisor.add(script.type, ScriptConfig(listen=[ANY]))
+    await nursery.start(supervisor.run)
+    await supervisor.start_all()
+    after.drop_unclaimed()
+    assert not await refused(address)
+    await supervisor.stop("alpha")
+    assert await refused(address)
+    systemd.read()
+    assert systemd.stored == {}
+    nursery.cancel_scope.cancel()
 
 
 async def test_what_the_store_has_no_room_for_is_said(

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import pytest
 import trio
 import trio.testing
 
 from netd.runtime.bus import Bus
 from netd.runtime.health import Health
-from netd.runtime.status import keep_status, summary
+from netd.runtime.status import StatusLine, keep_status, summary
 from netd.runtime.unit import UnitSnapshot
+from netd.systemd import Notifier
+from tests.support.systemd import FakeSystemd
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 
 def unit(name: str, state: str, *addresses: str) -> UnitSnapshot:
@@ -27,23 +36,66 @@ def test_what_it_says() -> None:
     assert summary(units, 2) == f"{line}, 2 warnings (netctl health)"
 
 
-async def test_it_is_said_again_when_it_has_changed_and_may_be_said(nursery: trio.Nursery) -> None:
-    bus = Bus()
-    health = Health(bus)
-    said: list[str] = []
-    busy = False
-    await nursery.start(
-        keep_status, bus, lambda: None if busy else f"{min(len(health.warnings()), 2)} warnings", said.append
-    )
-    for number in range(3):
-        health.warn(f"alpha.{number}", "cannot do it")
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[FakeSystemd]:
+    systemd = FakeSystemd(tmp_path)
+    yield systemd
+    systemd.close()
+
+
+@pytest.fixture
+def status(systemd: FakeSystemd) -> Iterator[StatusLine]:
+    notifier = Notifier(systemd.address)
+    yield StatusLine(notifier)
+    notifier.close()
+
+
+class Truth:
+    """The line as it is now; None while something else has been said."""
+
+    def __init__(self) -> None:
+        self.line: str | None = "all is well"
+        self.bus = Bus()
+        self._health = Health(self.bus)
+
+    async def becomes(self, line: str | None) -> None:
+        self.line = line
+        self._health.warn("alpha.beta", f"cannot keep to itself that it is {line} now")
         await trio.testing.wait_all_tasks_blocked()
-    assert said == ["1 warnings", "2 warnings"], "the third makes no difference"
-    busy = True
-    health.clear("alpha.0")
-    health.clear("alpha.1")
-    await trio.testing.wait_all_tasks_blocked()
-    busy = False
-    health.clear("alpha.2")
-    await trio.testing.wait_all_tasks_blocked()
-    assert said[2:] == ["0 warnings"]
+
+
+def said(systemd: FakeSystemd) -> list[str]:
+    return [message["STATUS"] for message in systemd.read()]
+
+
+async def test_it_is_said_when_it_has_changed_and_may_be_said(
+    nursery: trio.Nursery, systemd: FakeSystemd, status: StatusLine
+) -> None:
+    truth = Truth()
+    status.ready("all is well")
+    await nursery.start(keep_status, truth.bus, lambda: truth.line, status.say)
+    for line in ("bad", "worse", "worse", None, "worse", None, "well"):
+        await truth.becomes(line)
+    assert said(systemd) == ["all is well", "bad", "worse", "well"]
+
+
+async def test_what_a_reload_has_said_is_not_the_last_word(
+    nursery: trio.Nursery, systemd: FakeSystemd, status: StatusLine
+) -> None:
+    truth = Truth()
+    status.ready("all is well")
+    await nursery.start(keep_status, truth.bus, lambda: truth.line, status.say)
+    await truth.becomes(None)
+    status.ready("bad")
+    await truth.becomes("all is well")
+    assert said(systemd) == ["all is well", "bad", "all is well"]
+
+
+async def test_what_changed_before_it_was_kept_is_said_at_once(
+    nursery: trio.Nursery, systemd: FakeSystemd, status: StatusLine
+) -> None:
+    truth = Truth()
+    status.ready("all is well")
+    await truth.becomes("bad")
+    await nursery.start(keep_status, truth.bus, lambda: truth.line, status.say)
+    assert said(systemd) == ["all is well", "bad"]

@@ -206,6 +206,20 @@ def test_a_restart_refuses_nobody(netd, figure):
     assert stored(netd) == LISTENERS
 
 
+def test_restarts_that_overtake_each_other_refuse_nobody(netd, figure):
+    """Each comes while the daemon before it still starts, or has just begun to serve."""
+    with load(netd, figure, "five restarts", targets(netd)) as clients:
+        before = netd.main_pid
+        for pause in ("0.2", "0.4", "0.6", "0.8", "1"):
+            netd.run("systemctl", "restart", "--no-block", "netd")
+            netd.run("sleep", pause)
+        netd.run("systemctl", "restart", "netd")
+        assert is_ready_again(netd, before)
+        clients.end()
+    nobody_was_refused(clients)
+    assert stored(netd) == LISTENERS
+
+
 def test_a_killed_daemon_refuses_nobody(netd, figure):
     wanted = targets(netd) | {"session": "session:127.0.0.1:9000"}
     with load(netd, figure, "SIGKILL", wanted) as clients:
