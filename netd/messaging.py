@@ -9,7 +9,8 @@ Rules:
   gone from the disk before anybody is served: after a crash there is none, so that channels begin new epochs and
   clients that come back are told that they may have missed something;
 - the file is written whole or not at all, and only its owner may read it: it holds messages;
-- a file that cannot be read or used costs the history, never the start; one that cannot be used is kept aside.
+- a file that cannot be read or used costs the history, never the start; one that cannot be used is kept aside;
+- revoked tokens are written before whoever revokes is answered, and outlive a crash.
 
 Left out: what the hub does (netd/hub), and who is connected to it (the services).
 """
@@ -25,11 +26,12 @@ import trio
 
 from netd.errors import ConfigError, ConfigProblem, NetdError
 from netd.hub.hub import Hub
+from netd.hub.signed import key_files
 from netd.hub.tokens import Tokens, secret_files
 from netd.net.reactor import Reactor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from prometheus_client import Metric
@@ -40,21 +42,40 @@ if TYPE_CHECKING:
 HUB_FILE = "hub.msgpack"
 """In the state directory: what the hub remembers over a clean stop."""
 
+REVOKED_FILE = "revoked.json"
+"""In the state directory: the signed tokens that were revoked."""
+
 MAX_SECRET = 4096
 """Bytes of a token's file."""
 
 _SWEEP = 5.0
 """Seconds between two looks for what has become too old."""
+_CLOCK = 60.0
+"""Seconds after which the wall clock is asked again how long a token has still to live: it may have been set."""
+_MAX_REVOKED = 2**30
+"""Bytes that the file of revocations may have."""
 
 log = structlog.get_logger("netd.hub")
 
 
 def read_tokens(config: HubConfig) -> Tokens:
-    """The tokens, with the secrets that stand in files. Blocks. ConfigError with all problems of a kind."""
-    secrets: dict[str, str] = {}
+    """The tokens, with the secrets and keys that stand in files. Blocks. ConfigError with all problems of a kind."""
     problems: list[ConfigProblem] = []
     paths = {token.name: f"hub.token.{number}.file" for number, token in enumerate(config.token)}
-    for name, file in secret_files(config).items():
+    secrets = _read_secrets(secret_files(config), paths, "the secret of token", problems)
+    paths = {key.name: f"hub.key.{number}.file" for number, key in enumerate(config.key)}
+    keys = _read_secrets(key_files(config), paths, "the key", problems)
+    if problems:
+        raise ConfigError(problems)
+    return Tokens(config, secrets, keys)
+
+
+def _read_secrets(
+    files: Mapping[str, Path], paths: Mapping[str, str], what: str, problems: list[ConfigProblem]
+) -> dict[str, str]:
+    """The text of each file, by the name it is asked for; what is in the way goes to the problems."""
+    secrets: dict[str, str] = {}
+    for name, file in files.items():
         try:
             with file.open("rb") as stream:
                 text = stream.read(MAX_SECRET + 1).decode().strip()
@@ -62,13 +83,11 @@ def read_tokens(config: HubConfig) -> Tokens:
                 raise ValueError("it is empty" if not text else f"it is longer than {MAX_SECRET} bytes")
         except (OSError, ValueError) as error:
             why = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
-            message = f"cannot read the secret of token {name!r} from {str(file)!r}: {why}"
+            message = f"cannot read {what} {name!r} from {str(file)!r}: {why}"
             problems.append(ConfigProblem(paths[name], message))
         else:
             secrets[name] = text
-    if problems:
-        raise ConfigError(problems)
-    return Tokens(config, secrets)
+    return secrets
 
 
 class Messaging:
@@ -82,16 +101,41 @@ class Messaging:
         self.reactor = Reactor()
         self._nothing = self.hub.dump()
         self._file = None if directory is None else directory / HUB_FILE
+        self._revoked_file = None if directory is None else directory / REVOKED_FILE
+        self._keeping = trio.Lock()
+        self._sooner = trio.Event()
+        self.hub.on_sooner = lambda: self._sooner.set()
         metrics.registry.register(_Collector(self.hub, self.reactor))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled. `started()`: connections may be handed to the reactor."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.reactor.run)
+            nursery.start_soon(self._expire)
             task_status.started()
             while True:
                 await trio.sleep(_SWEEP)
                 self.hub.sweep()
+
+    async def _expire(self) -> None:
+        while True:
+            self._sooner = trio.Event()
+            delay = self.hub.expire()
+            with trio.move_on_after(_CLOCK if delay is None else min(delay, _CLOCK)):
+                await self._sooner.wait()
+            await trio.lowlevel.checkpoint()
+
+    async def keep_revoked(self) -> None:
+        """Have on disk what is revoked. NetdError: that cannot be; it holds until the daemon ends."""
+        file = self._revoked_file
+        if file is None:
+            return
+        async with self._keeping:
+            try:
+                await trio.to_thread.run_sync(_write, file, self.hub.revocations.dump())
+            except OSError as error:
+                why = f"it holds until netd ends: {error.strerror}"
+                raise NetdError(f"cannot keep what was revoked in {str(file)!r}, and {why}") from error
 
     def reconfigure(self, config: HubConfig, tokens: Tokens) -> None:
         """From the next message on; `tokens` are those of `config`. Cannot fail."""
@@ -102,6 +146,7 @@ class Messaging:
         file = self._file
         if file is None:
             return
+        await self._restore_revoked()
         try:
             data = await trio.to_thread.run_sync(_read, file, _largest(self.hub.config))
             if data is None:
@@ -112,6 +157,17 @@ class Messaging:
             log.warning("cannot restore the history of channels", file=str(file), why=str(error))
             # whatever the hub took over of it, channels have to begin anew if the file would be there after a crash
             self.hub.load(self._nothing)
+            await trio.to_thread.run_sync(_put_aside, file)
+
+    async def _restore_revoked(self) -> None:
+        file = self._revoked_file
+        assert file is not None
+        try:
+            data = await trio.to_thread.run_sync(_read, file, _MAX_REVOKED)
+            if data is not None:
+                self.hub.revocations.load(data)
+        except (OSError, NetdError) as error:
+            log.error("cannot restore the revoked tokens, so they count again", file=str(file), why=str(error))
             await trio.to_thread.run_sync(_put_aside, file)
 
     def save(self) -> None:

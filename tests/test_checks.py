@@ -99,6 +99,14 @@ def test_the_defaults_are_fine():
             "10: hub.token.0.file: cannot read the secret of token 'a' from '/nowhere': no such file or directory",
         ),
         (
+            '[[hub.key]]\nname = "a"\nalgorithm = "RS256"\nfile = "/nowhere"\n',
+            "11: hub.key.0.file: cannot read the key 'a' from '/nowhere': no such file or directory",
+        ),
+        (
+            f'[[hub.key]]\nname = "a"\nalgorithm = "EdDSA"\nsecret = "{"x" * 40}"\n',
+            "8: hub.key.0: cannot use the key 'a': it was not read or is no public key in PEM, which EdDSA takes",
+        ),
+        (
             '[anomaly]\nenabled = true\nadapter.use = "command"\nadapter.command = ["/nowhere"]\n',
             "11: anomaly.adapter.command: cannot start '/nowhere' for scores: there is no such program",
         ),

@@ -6,6 +6,9 @@ Rules:
   operation of no channel (direct, broadcast, clients) takes a token unless it says otherwise;
 - the namespace of a channel is what stands before the first ":" of its name; "" is that of names without one;
 - a token's secret stands here or in a file of its own; files are read by whoever builds the hub (tokens.py);
+- signed tokens (JWT) are issued elsewhere; here stand the keys that they are verified with. Several at once, so that
+  one can take the place of another: add the new key, reload, issue with it, and remove the old one when what it signed
+  has expired (signed.py);
 - A NAME AND TAGS BELONG TO NOBODY. What a client says of itself in its hello, or in a handshake that is not signed, is
   a claim that nobody checks: two sessions may have one name, and what is sent to "name:x" or "tag:k=v" reaches all who
   claim it. On a session that shows a token or a signed handshake, the tags of these can be relied on: they win over
@@ -29,7 +32,8 @@ Who: TypeAlias = Literal["anyone", "token", "nobody"]
 """anyone: every session; token: sessions whose token permits it; nobody: the server side alone."""
 
 
-def _pattern(text: str) -> str:
+def check_pattern(text: str) -> str:
+    """The pattern as it is. Raises ValueError for one that cannot be."""
     if "*" in text[:-1]:
         raise ValueError(f'cannot use the pattern {text!r}: "*" may only stand at its end ("chat:*")')
     if not text or len(text.encode()) > MAX_CHANNEL + 1:
@@ -37,19 +41,21 @@ def _pattern(text: str) -> str:
     return text
 
 
-Pattern = Annotated[str, AfterValidator(_pattern)]
+Pattern = Annotated[str, AfterValidator(check_pattern)]
 """A channel's name ("chat:lobby"), the beginning of names ("chat:*"), or every name ("*")."""
-Patterns = Annotated[list[Pattern], Field(max_length=256)]
+MAX_PATTERNS = 256
+Patterns = Annotated[list[Pattern], Field(max_length=MAX_PATTERNS)]
 Short = Annotated[str, Field(max_length=MAX_NAME)]
 
 
-def _tag_key(key: str) -> str:
+def check_tag_key(key: str) -> str:
+    """The key as it is. Raises ValueError for one that cannot be."""
     if "=" in key:
         raise ValueError(f'cannot use the tag {key!r}: there may be no "=" in its key')
     return key
 
 
-TagKey = Annotated[Short, AfterValidator(_tag_key)]
+TagKey = Annotated[Short, AfterValidator(check_tag_key)]
 
 
 class Namespace(Section):
@@ -138,6 +144,60 @@ class Token(Section):
         return self
 
 
+class Key(Section):
+    """One `[[hub.key]]` entry: a key that signed tokens (JWT) are verified with, and what these need to have.
+
+    A token permits what its claim `netd` says, in the words of `[[hub.token]]`, and what stands here. Its `sub` says
+    for whom it is: "NAME:SUB" is what lists and refusals call it, and SUB the name of a session that gives itself none.
+    """
+
+    name: str = live(min_length=1, max_length=64, pattern=r"^[^:\s\x00-\x1f\x7f]+$")
+    """What it is called in lists and problems."""
+    algorithm: Literal["HS256", "RS256", "EdDSA"] = live()
+    """What its tokens are signed with, and nothing else. HS256: a secret of at least 32 bytes; RS256: an RSA key of at
+    least 2048 bits; EdDSA: an Ed25519 key."""
+    secret: SecretStr | None = live(None)
+    """HS256: the secret; else the public key in PEM. Either this or `file`."""
+    file: Path | None = live(None)
+    """A file that holds it, white space around it left out."""
+    kid: str | None = live(None, min_length=1, max_length=256)
+    """The key's id: tokens that name another one are not for this key. Unset: whatever they name is tried with it."""
+    audience: str | None = live(None, min_length=1, max_length=1024)
+    """What a token's `aud` has to be, or to have; unset: it has to have none."""
+    issuer: str | None = live(None, min_length=1, max_length=1024)
+    """What a token's `iss` has to be; unset: anything."""
+    leeway: float = live(0.0, ge=0, le=300)
+    """How far the clocks of netd and of the issuer may differ."""
+    max_age: float = live(0.0, ge=0, le=315_360_000)
+    """A token counts for so long after it was issued (`iat`), whatever its `exp` says; 0: as long as that says."""
+    require_exp: bool = live(True)
+    """Refuse tokens that do not say when they expire."""
+    claims: bool = live(True)
+    """A token's claim `netd` is believed. False: it permits what stands here and no more."""
+    subscribe: Patterns = live(default_factory=list)
+    """Channels that every token of this key may hear: names, or beginnings of names ("chat:*")."""
+    publish: Patterns = live(default_factory=list)
+    """Channels it may speak in."""
+    presence: Patterns = live(default_factory=list)
+    """Channels of which it may ask who is there."""
+    history: Patterns = live(default_factory=list)
+    """Channels of which it may ask what was said, and be sent what it missed."""
+    direct: bool = live(False)
+    """It may send to other sessions."""
+    broadcast: bool = live(False)
+    """It may send to all sessions."""
+    clients: bool = live(False)
+    """It may ask which sessions there are."""
+    tags: dict[TagKey, Short] = live(default_factory=dict, max_length=MAX_TAGS)
+    """Tags that its sessions have, whatever they say themselves; those of the claim `netd` win over them."""
+
+    @model_validator(mode="after")
+    def _one_secret(self) -> Self:
+        if (self.secret is None) == (self.file is None):
+            raise ValueError(f"cannot use the key {self.name!r}: give it either a secret or a file")
+        return self
+
+
 class HubConfig(Section):
     """The `[hub]` section: who may say and hear what, over any transport, and what it may cost. Times are in seconds,
     sizes in bytes.
@@ -150,6 +210,8 @@ class HubConfig(Section):
     """`[[hub.namespace]]`: kinds of channels. Without any, clients may use no channel."""
     token: list[Token] = live(default_factory=list, max_length=256)
     """`[[hub.token]]`: what clients may show to be permitted more."""
+    key: list[Key] = live(default_factory=list, max_length=16)
+    """`[[hub.key]]`: keys of signed tokens (JWT), which clients may show as well."""
 
     # operations of no channel
     direct: Who = live("token")
@@ -182,6 +244,8 @@ class HubConfig(Section):
     """Sessions or messages in one answer (list, presence, history). Of a history about 1 MiB is answered at once."""
     history_bytes: int = live(64 * 2**20, ge=0, le=2**40)
     """What the history of all channels may take; past that the channels with the largest lose their oldest messages."""
+    max_revocations: int = live(10_000, ge=0, le=1_000_000)
+    """Signed tokens that are revoked at a time; further ones are refused, as none is forgotten before its time."""
     resume_seconds: float = live(60.0, ge=0, le=86_400)
     """How long a session that ended may be resumed, and a quiet channel keeps its place in history; 0: neither."""
 
@@ -194,6 +258,12 @@ class HubConfig(Section):
     @field_validator("token")
     @classmethod
     def _tokens_once(cls, entries: list[Token]) -> list[Token]:
+        _once([entry.name for entry in entries])
+        return entries
+
+    @field_validator("key")
+    @classmethod
+    def _keys_once(cls, entries: list[Key]) -> list[Key]:
         _once([entry.name for entry in entries])
         return entries
 

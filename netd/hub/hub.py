@@ -25,10 +25,13 @@ from netd.errors import Denied, TooBusy
 from netd.hub import presence as seen
 from netd.hub import requests, saved, subscriptions
 from netd.hub.channels import Channel, ChannelInfo
+from netd.hub.expiry import Expiries
+from netd.hub.grants import ANONYMOUS, NEVER
 from netd.hub.history import Histories, Page, Publication, measure
 from netd.hub.info import HubInfo, gather
 from netd.hub.outbox import NORMAL_PRIORITY
 from netd.hub.permissions import Permissions, Refusal, shown, valid
+from netd.hub.revocations import Revocations
 from netd.hub.seams import Echo, Letter, MemoryBackplane
 from netd.hub.session import Session, spread
 from netd.hub.stays import Stays
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
 
     from netd.errors import ProtocolError
     from netd.hub.config import HubConfig
+    from netd.hub.revocations import Kind, Revocation
     from netd.hub.seams import Application, Backplane
     from netd.hub.tokens import Grant
 
@@ -85,6 +89,10 @@ class Hub:
         self.permissions = Permissions(config)
         self.sessions: dict[str, Session] = {}
         self.stays = Stays(config.max_sessions)
+        self.revocations = Revocations(config.max_revocations)
+        self._expiries = Expiries(self.sessions)
+        self.on_sooner: Callable[[], None] = _nothing
+        """Called when `expire` has to be called sooner than it said."""
         self.on_opened: list[Callable[[Session], None]] = []
         self.on_closed: list[Callable[[Session, int, str], None]] = []
         self.on_resumed: list[Callable[[Session, str], None]] = []
@@ -129,13 +137,14 @@ class Hub:
             channel.realm = self.permissions.realm(channel.name)
         for session in list(self.sessions.values()):
             if session.grants.digest:
-                self.tag(session, grants=tokens.renew(session.grants))
+                self.tag(session, grants=tokens.renew(session.grants, self.clock()))
         self._configure()
         self._revoke()
 
     def _configure(self) -> None:
         config = self.config
         self.stays.limit = config.max_sessions
+        self.revocations.limit = config.max_revocations
         self.histories.configure(
             limit=config.history_bytes,
             max_channels=config.max_channels,
@@ -151,6 +160,11 @@ class Hub:
         for session in list(self.sessions.values()) if closed else ():
             for channel in sorted(closed.intersection(session.channels or ())):
                 self._revoke_one(session, channel)
+
+    def revoke_subscriptions(self, session: Session) -> None:
+        """End those of a session's subscriptions that it may not have any more."""
+        for channel in sorted(session.channels or ()):
+            self._revoke_one(session, channel)
 
     def _revoke_one(self, session: Session, channel: bytes) -> None:
         if session.placed is None or channel not in session.placed:
@@ -173,6 +187,7 @@ class Hub:
             session.opened = self.clock()
         self.sessions[session.id] = session
         self.index(session)
+        self.watch(session)
         self.opened += 1
         if not session.internal:  # the daemon's own are nobody's clients
             self.application.opened(session)
@@ -281,6 +296,8 @@ class Hub:
         if (after := _targets(session)) != before:
             self._unindex(session, (target for target in before if target not in after))
             self.index(session)
+        if grants is not None:
+            self.watch(session)
 
     def rename(self, session: Session, id: str) -> None:
         """Give a session that resumes another the other's id, which nobody has now."""
@@ -290,6 +307,50 @@ class Hub:
         self.sessions[id] = session
         for hook in self.on_resumed:
             hook(session, former)
+
+    # --- tokens ------------------------------------------------------------------------------------------------------
+
+    def resolve(self, token: str) -> Grant:
+        """What a token permits now. Raises Denied for one that is unknown, expired, revoked or not as it should be."""
+        now = self.clock()
+        grants = self.tokens.resolve(token, now)
+        self.revocations.check(grants, now)
+        return grants
+
+    def watch(self, session: Session) -> None:
+        """The session may have another token now: have `expire` know when that ends."""
+        if self._expiries.watch(session):
+            self.on_sooner()
+
+    def expire(self, most: int = 256) -> float | None:
+        """Have sessions whose tokens have expired go on without, at most so many: they are told, with an Error without
+        `ref`, and lose what the token gave. Returns in how many seconds to call it again; None: not until `on_sooner`.
+        """
+        now = self.clock()
+        for session in self._expiries.due(now):
+            self.lose_token(session, "it has expired")
+            most -= 1
+            if not most:
+                break
+        following = self._expiries.next()
+        return None if following == NEVER else max(0.0, following - now)
+
+    def lose_token(self, session: Session, why: str) -> None:
+        """A session goes on without its token, and is told."""
+        name = session.token
+        self.tag(session, grants=ANONYMOUS)
+        session.send(Error(code="denied", message=f"cannot go on with the token {name!r}: {why}; refresh it"))
+        self.revoke_subscriptions(session)
+
+    def revoke(self, kind: Kind, value: str, seconds: float) -> tuple[Revocation, int]:
+        """Take no signed token with this `jti`, or issued until now for this `sub`, for so long, and end the sessions
+        that have one; they cannot be resumed. Returns how many. TooBusy: there are too many revocations.
+        """
+        made = self.revocations.add(kind, value, self.clock(), seconds)
+        found = [session for session in self.sessions.values() if made.covers(session.grants) and not session.closing]
+        for session in found:
+            self.end(session, CloseCode.KICKED, "its token was revoked")
+        return made, len(found)
 
     # --- requests of clients -----------------------------------------------------------------------------------------
 
@@ -507,6 +568,7 @@ class Hub:
         now = self.clock()
         self.histories.sweep(now)
         self.stays.sweep(now)
+        self.revocations.sweep(now)
 
     def dump(self) -> bytes:
         """Histories with their epochs and offsets, for `load`."""
@@ -521,6 +583,10 @@ class Hub:
         loaded = saved.load(data, now)
         self.histories.replace(loaded)
         self._configure()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _targets(session: Session) -> list[str]:

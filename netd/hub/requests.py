@@ -23,6 +23,7 @@ from msgspec import UNSET
 from netd.budget import Bucket
 from netd.errors import Denied, NotFound
 from netd.hub import presence
+from netd.hub.grants import NEVER, Grant
 from netd.hub.permissions import Refusal, shown, valid
 from netd.hub.session import NO_TAGS, encoded
 from netd.hub.stays import new_secret, opens
@@ -44,6 +45,7 @@ from netd.wire.messages import (
     Pong,
     Presence,
     Publish,
+    Refresh,
     Request,
     SendBroadcast,
     SendDirect,
@@ -57,7 +59,7 @@ from netd.wire.messages import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from netd.errors import ProtocolError
     from netd.hub.history import Page, Publication
@@ -81,6 +83,8 @@ def handle(hub: Hub, session: Session, request: Request, size: int) -> None:
     if kind is Pong:
         _pong(hub, session, size)
         return
+    if (expires := session.grants.expires) != NEVER and expires <= hub.clock():
+        hub.lose_token(session, "it has expired")
     try:
         if kind is not Close:
             _pace(hub, session, size)
@@ -197,24 +201,24 @@ def _hello(hub: Hub, session: Session, request: Hello) -> None:
     if str(request.version) != str(messages.VERSION):
         what = f"cannot speak version {request.version} of the messages: this is {messages.VERSION}"
         raise Refusal("unsupported", what)
-    grants = session.grants if request.token is None else hub.tokens.resolve(request.token)
+    grants = session.grants if request.token is None else hub.resolve(request.token)
     if request.resume is not None and (session.resume is not None or session.channels):
         raise Refusal("invalid", "cannot resume a session once this one has begun: say so in the first request")
     for key in request.tags or ():
         if "=" in key:  # or "a=b" with the value "c" and "a" with "b=c" were the same target
             raise Refusal("invalid", f'cannot have the tag {key!r}: there may be no "=" in its key')
     own = {**session.own_tags, **(request.tags or {})}
-    count = len({*own, *session.fixed_tags, *grants.tags})
-    if count > messages.MAX_TAGS:
-        what = "with those of the token and of the handshake"
-        raise Refusal("invalid", f"cannot have {count} tags: {messages.MAX_TAGS} is the most, {what}")
+    _check_tags(session, own, grants)
     hub.unindex(session)
     if request.resume is not None:
         own = _resume(hub, session, request.resume, own, {*session.fixed_tags, *grants.tags})
     session.tag(MappingProxyType(own) if own else NO_TAGS, grants=grants)
     if request.name is not None:
         session.name = request.name
+    elif session.name is None:
+        session.name = grants.subject
     hub.index(session)
+    hub.watch(session)
     secret = new_secret(session) if hub.config.resume_seconds else None
     session.send(
         Welcome(
@@ -223,9 +227,32 @@ def _hello(hub: Hub, session: Session, request: Hello) -> None:
             version=hub.version,
             heartbeat=session.heartbeat,
             resume=secret,
+            expires=_expires(hub, grants),
         )
     )
     _done(session, request)
+
+
+def _refresh(hub: Hub, session: Session, request: Refresh) -> None:
+    grants = hub.resolve(request.token)
+    if session.token is not None and session.grants.subject != grants.subject:
+        raise Denied("cannot refresh the token: it is for somebody else (sub) than this session's")
+    _check_tags(session, session.own_tags, grants)
+    hub.tag(session, grants=grants)
+    _done(session, request, expires=_expires(hub, grants))
+    hub.revoke_subscriptions(session)
+
+
+def _check_tags(session: Session, own: Mapping[str, str], grants: Grant) -> None:
+    count = len({*own, *session.fixed_tags, *grants.tags})
+    if count > messages.MAX_TAGS:
+        what = "with those of the token and of the handshake"
+        raise Refusal("invalid", f"cannot have {count} tags: {messages.MAX_TAGS} is the most, {what}")
+
+
+def _expires(hub: Hub, grants: Grant) -> float | None:
+    """In how many seconds a token expires, as far as it does."""
+    return None if grants.expires == NEVER else min(max(0.0, grants.expires - hub.clock()), 1e9)
 
 
 def _resume(hub: Hub, session: Session, secret: str, own: dict[str, str], others: set[str]) -> dict[str, str]:
@@ -410,6 +437,7 @@ def _close(hub: Hub, session: Session, request: Close) -> None:
 
 _OPERATIONS: dict[type, Callable[[Hub, Session, Any], None]] = {
     Hello: _hello,
+    Refresh: _refresh,
     Subscribe: _subscribe,
     Unsubscribe: _unsubscribe,
     Publish: _publish,

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from netd.errors import ProtocolError
+from netd.hub.grants import ANONYMOUS, Grant
 from netd.hub.outbox import NORMAL_PRIORITY, Chunk, Outbox, Shared
-from netd.hub.tokens import ANONYMOUS, Grant
 from netd.wire.messages import MAX_TAGS
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from netd.hub.tokens import digest
+from netd.hub.grants import digest
 
 if TYPE_CHECKING:
     from netd.hub.session import Session

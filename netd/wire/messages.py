@@ -23,6 +23,7 @@ that have no offset; those with an offset come in the order of their offsets, wh
 
     hello        version (1), name?, token?, tags? (text to text, 32 at most, no "=" in a key), resume? (from an earlier
                  welcome)
+    refresh      token: in the place of the one that the session has, and for the same subject
     subscribe    C, recover? {epoch, offset}: also what came after that position
     unsubscribe  C
     publish      C, D
@@ -40,7 +41,7 @@ session alone names its id.
 DAEMON TO CLIENT. `from` is the id of the session that sent it, absent where none did. `epoch` and `offset` are there
 where the channel has a history; another epoch is another history.
 
-    welcome      session, server, version, heartbeat? (0: none), resume? (a secret, for one hello)
+    welcome      session, server, version, heartbeat? (0: none), resume? (a secret, for one hello), expires?
     message      C, from?, D, offset?, epoch?, tags?
     direct, broadcast       from?, D                      joined, left   session, name?, C
     clients      ref?, clients [{session, name?, transport?, tags?}]
@@ -48,7 +49,8 @@ where the channel has a history; another epoch is another history.
     history      ref?, epoch, offset (the newest there is), messages [message], C
     text         text                                     binary     D
     ping, pong   ts, pad?
-    ok           ref?; subscribe: C, epoch?, offset?, recovered?; publish, direct, broadcast: delivered? (sessions)
+    ok           ref?; subscribe: C, epoch?, offset?, recovered?; publish, direct, broadcast: delivered? (sessions);
+                 refresh: expires?
     error        ref?, code, message: invalid, denied, not-found, too-large, rate, unsupported, too-many
     close        code? (1000), reason?, retry_after?: the connection ends behind it
 
@@ -56,6 +58,9 @@ where the channel has a history; another epoch is another history.
 session: it goes on from the position it is told. A history has as many messages as fit (the first after `since`, else
 the newest), and at least one: who wants more asks again with another `since`. Joined and left are hints: only those who
 may ask who is there are told, not where much waits for them, and not of all when many come and go.
+
+`expires` is in how many seconds the token does, where it does. A session whose token has expired stays, without it: it
+is told with an error without `ref`, as it is of each subscription that this ends, and may refresh or say hello again.
 
 Codes of close are those of RFC 6455 section 7.4.1, and 4008 too slow a reader, 4009 replaced by another connection,
 4010 removed. After an error the connection stays.
@@ -65,6 +70,11 @@ that says something; `=` the whole frame of the JSON above it.
 
     > {"type":"hello","version":1,"name":"alpha","tags":{"device":"alpha"}}
     < {"type":"welcome","session":"3f0c","server":"netd","version":"0.1.0","heartbeat":25.0,"resume":"c2VjcmV0"}
+    < {"type":"welcome","session":"3f0c","server":"netd","version":"0.1.0","expires":3600.0}
+    > {"type":"refresh","token":"eyJ.eyJ.c2ln","ref":3}
+      83 a4 74797065 a7 72656672657368 a5 746f6b656e ac 65794a2e65794a2e6332 6c6e a3 726566 03
+    < {"type":"ok","expires":3600.0,"ref":3}
+      83 a4 74797065 a2 6f6b a7 65787069726573 cb 40ac200000000000 a3 726566 03
     > {"type":"subscribe","channel":"chat:room","recover":{"epoch":"x7","offset":2},"ref":1}
     < {"type":"ok","channel":"chat:room","epoch":"x7","offset":2,"recovered":true,"ref":1}
       86 a4 74797065 a2 6f6b a7 6368616e6e656c a9 636861743a726f6f6d a5 65706f6368 a2 7837 a6 6f6666736574 02
@@ -213,6 +223,10 @@ class Hello(_Numbered, frozen=True, tag="hello"):
     resume: _Short | None = None
 
 
+class Refresh(_Numbered, frozen=True, tag="refresh"):
+    token: Annotated[str, Meta(max_length=MAX_TOKEN)]
+
+
 class Subscribe(_Numbered, frozen=True, tag="subscribe"):
     channel: _Name = UNSET
     channel64: _Name64 = UNSET
@@ -295,6 +309,7 @@ class Welcome(_Told, frozen=True, tag="welcome"):
     version: str
     heartbeat: _Seconds = 0.0
     resume: str | None = None
+    expires: _Seconds | None = None
 
 
 class Message(_Told, frozen=True, tag="message", rename={"from_": "from"}):
@@ -375,6 +390,7 @@ class Ok(_Numbered, frozen=True, tag="ok"):
     offset: _Count | None = None
     recovered: bool | None = None
     delivered: _Count | None = None
+    expires: _Seconds | None = None
 
 
 class Error(_Numbered, frozen=True, tag="error"):
@@ -386,6 +402,7 @@ class Error(_Numbered, frozen=True, tag="error"):
 
 Request: TypeAlias = (
     Hello
+    | Refresh
     | Subscribe
     | Unsubscribe
     | Publish

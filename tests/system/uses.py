@@ -330,6 +330,22 @@ def pygments():
     assert pygments.highlight('{"a": 1}', JsonLexer(), NullFormatter()).strip() == '{"a": 1}'
 
 
+@use("pyjwt")
+def pyjwt():
+    import jwt
+    from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+
+    secret, signer = "s" * 32, ed25519.Ed25519PrivateKey.generate()
+    rsa_key = rsa.generate_private_key(65537, 2048)
+    for algorithm, private, public in (
+        ("HS256", secret, secret),
+        ("EdDSA", signer, signer.public_key()),
+        ("RS256", rsa_key, rsa_key.public_key()),
+    ):
+        token = jwt.encode({"sub": "alice"}, private, algorithm=algorithm)
+        assert jwt.decode(token, public, algorithms=[algorithm]) == {"sub": "alice"}
+
+
 @use("python-dotenv")
 def python_dotenv():
     import dotenv

@@ -39,6 +39,7 @@ from netd.wire.messages import (
     Position,
     Presence,
     Publish,
+    Refresh,
     SendBroadcast,
     SendDirect,
     Subscribe,
@@ -175,6 +176,7 @@ REQUESTS = BOTH_WAYS | {
         resume=st.none() | SHORT,
     ),
     Subscribe: made(Subscribe, CHANNEL, ANSWER, recover=st.none() | POSITIONS),
+    Refresh: made(Refresh, ANSWER, token=TEXTS),
     Unsubscribe: made(Unsubscribe, CHANNEL, ANSWER),
     Publish: made(Publish, CHANNEL, DATA, SENT),
     SendDirect: made(SendDirect, DATA, SENT, to=st.text(CHARS, min_size=1, max_size=261)),
@@ -207,6 +209,7 @@ EVENTS = BOTH_WAYS | {
         offset=st.none() | COUNTS,
         recovered=st.none() | st.booleans(),
         delivered=st.none() | COUNTS,
+        expires=st.none() | st.floats(0, 1e9),
     ),
     Error: made(Error, ANSWER, code=TEXTS, message=TEXTS),
 }
