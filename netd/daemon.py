@@ -347,6 +347,9 @@ class Daemon:
     def reactor(self) -> Reactor:
         return self._messaging.reactor
 
+    async def keep_revoked(self) -> None:
+        await self._messaging.keep_revoked()
+
     @property
     def state(self) -> DaemonState:
         return "reloading" if self._state == "running" and self._reload.under_way else self._state

@@ -27,6 +27,7 @@ NOUNS = {
     "framed": "Framed TCP: info, connections; send, listen, connect, bench.",
     "sessions": "Who is connected: list, show, kick, send.",
     "channels": "What is said: list, info, show, publish, tail, history.",
+    "tokens": "Signed tokens (JWT): list, revoke.",
     "anomaly": "Sessions that behave unlike themselves.",
     "completion": "Print a completion script for bash, zsh or fish.",
 }

@@ -1,4 +1,4 @@
-"""ControlClient's part for sessions, channels and anomaly scores; what is common to all parts is in control.py.
+"""ControlClient's part for sessions, tokens, channels and anomaly scores; what is common to all parts is in control.py.
 
 A target is a session's id, "name:NAME" or "tag:KEY=VALUE". A channel's name is text or bytes. Data of a message: str is
 text, bytes are bytes, anything else is a JSON value.
@@ -90,6 +90,25 @@ class MessagingCalls:
         """Send a direct message to sessions. Returns how many outboxes took it in."""
         body = message(data, priority, ephemeral)
         return number(await self._call("POST", f"/v1/sessions/{part(target)}/messages", body=body), "delivered")
+
+    # --- tokens ------------------------------------------------------------------------------------------------------
+
+    async def tokens_revoked(self, *, limit: int = 100) -> shapes.RevokedTokens:
+        """The signed tokens that are revoked; those that are forgotten first come first."""
+        params = [("limit", str(limit))]
+        answer = await self._call("GET", "/v1/tokens/revoked", params=params, expect="revoked")
+        return cast("shapes.RevokedTokens", answer)
+
+    async def token_revoke(
+        self, *, sub: str | None = None, jti: str | None = None, seconds: float | None = None
+    ) -> shapes.Revoked:
+        """Take the tokens for a subject, or the one with an id, no more, and end the sessions that have them.
+
+        `seconds`: how long to remember it, which should be until the last of them will have expired.
+        """
+        given = {"sub": sub, "jti": jti, "seconds": seconds}
+        body = {key: value for key, value in given.items() if value is not None}
+        return cast("shapes.Revoked", await self._call("POST", "/v1/tokens/revoked", body=body))
 
     # --- channels ----------------------------------------------------------------------------------------------------
 

@@ -154,6 +154,26 @@ class SessionList(TypedDict):
     total: int
 
 
+class RevokedToken(TypedDict):
+    """`kind` is the claim ("sub" or "jti"); `since` and `until` are seconds since the epoch."""
+
+    kind: str
+    value: str
+    since: float
+    until: float
+
+
+class RevokedTokens(TypedDict):
+    revoked: list[RevokedToken]
+    total: int
+
+
+class Revoked(RevokedToken):
+    """`ended`: sessions that had such a token."""
+
+    ended: int
+
+
 class ChannelName(TypedDict):
     """`name64` (base64) where the name is no text."""
 

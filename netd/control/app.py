@@ -22,7 +22,7 @@ from fastapi import Depends, FastAPI
 from netd.control.access import AccessPolicy, own_account
 from netd.control.changes import Changes
 from netd.control.routes import changes as changes_routes
-from netd.control.routes import channels, config, events, log, services, sessions, status
+from netd.control.routes import channels, config, events, log, services, sessions, status, tokens
 from netd.net.rest import ERRORS, answer_head, known_query, render_errors, set_caller
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def create_app(
         log.router(host),
         sessions.router(host),
         channels.router(host),
+        tokens.router(host),
     ):
         app.include_router(router, prefix="/v1")
     for prefix, service_router in host.routers():

@@ -110,6 +110,9 @@ class Host(Protocol):
 
     async def service_restart(self, name: str) -> UnitSnapshot: ...
 
+    async def keep_revoked(self) -> None:
+        """Have on disk which tokens are revoked. NetdError: that cannot be; it holds until the daemon ends."""
+
     async def reload(self) -> ReloadResult: ...
 
     def config_view(self) -> ConfigView: ...

@@ -36,8 +36,9 @@ READS = [
     ("GET", "/v1/sessions"),
     ("GET", "/v1/channels"),
     ("GET", "/v1/hub"),
+    ("GET", "/v1/tokens/revoked"),
 ]
-# of one session or channel; test_sessions_routes.py and test_channels_routes.py say who else may
+# of one session or channel; test_sessions_routes.py, test_channels_routes.py and test_tokens_routes.py say who else may
 MESSAGING = [
     ("GET", "/v1/sessions/{id}"),
     ("GET", "/v1/sessions/{id}/tcp"),
@@ -48,6 +49,7 @@ MESSAGING = [
     ("GET", "/v1/channels/trace/history"),
     ("GET", "/v1/channels/trace/events"),
     ("POST", "/v1/channels/trace/messages"),
+    ("POST", "/v1/tokens/revoked"),
 ]
 WRITES = [
     ("POST", "/v1/services/trace/start"),

@@ -79,6 +79,9 @@ class FakeHost:
     async def service_restart(self, name: str) -> UnitSnapshot:
         return await self._set("restart", name, "running")
 
+    async def keep_revoked(self) -> None:
+        self.asked.append(("keep_revoked", len(self.hub.revocations)))
+
     async def reload(self) -> ReloadResult:
         await self._slowly("reload")
         return ReloadResult([CHANGE], list(self.units.values()))
