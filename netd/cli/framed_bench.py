@@ -18,7 +18,7 @@ import sys
 import time
 from collections import Counter, deque
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import trio
 
@@ -166,7 +166,7 @@ class Run:
         for payload in first_payloads(options, self._signer):
             await link.send(frame(payload))
         if self._operations:
-            hello = messages.Hello(messages.VERSION, token=options.token, ref=1)
+            hello = messages.Hello(messages.VERSION, token=cast("str | None", options.token), ref=1)
             await link.send(frame(messages.encode(hello, "messagepack")))
             await self._welcome(link)
         return link

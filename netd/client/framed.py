@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Unpack
 
+    from netd.client.framed_options import TokenSource
     from netd.wire.messages import Position
 
 __all__ = ["FramedClient", "Gap", "State", "Subscription", "Telemetry"]
@@ -166,7 +167,11 @@ class FramedClient:
     # --- operations ---------------------------------------------------------------------------------------------------
 
     async def hello(
-        self, *, name: str | None = None, token: str | None = None, tags: Mapping[str, str] | None = None
+        self,
+        *,
+        name: str | None = None,
+        token: str | TokenSource | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> messages.Welcome:
         """Greet the daemon, which the first operation does by itself. RequestFailed if it refuses.
 
@@ -176,8 +181,16 @@ class FramedClient:
         if session.welcome is not None and any(each is not None for each in (name, token, tags)):
             raise ProtocolError("cannot say hello again: this session was greeted already", origin="local")
         session.introduce(name, token, dict(tags) if tags is not None else None)
-        self._greet(session)
+        await self._greet(session)
         return await session.greeted()
+
+    async def refresh(self, token: str | TokenSource | None = None) -> float | None:
+        """Show a fresh token on the live session, which keeps what the new one permits too; the hellos of later
+        connections show it as well. None: what the option `token` gives now. Returns the seconds until it expires.
+
+        RequestFailed if the daemon refuses it; the session then goes on with the one it has.
+        """
+        return await (await self._greeted()).refresh(token)
 
     async def subscribe(
         self, channel: str | bytes, *, recover: Position | None = None, presence: bool = False
@@ -336,8 +349,10 @@ class FramedClient:
             self._plain.inbox.end(None, discard=True)
         return self._session
 
-    def _greet(self, session: Session) -> None:
+    async def _greet(self, session: Session) -> None:
         if self._open.face is not session:
+            await session.prepare()
+        if self._open.face is not session:  # nobody else did meanwhile
             self._open.face = session
             if self._open.over:
                 session.closed(self._open.error)
@@ -346,7 +361,7 @@ class FramedClient:
 
     async def _greeted(self) -> Session:
         session = self._begin()
-        self._greet(session)
+        await self._greet(session)
         if session.welcome is None:  # later on, requests wait in the queue for the next welcome
             await session.greeted()
         return session
@@ -382,6 +397,9 @@ class _Plain:
         self._codec = codec
         self._discard = options.discard
         self._hides_pings = options.heartbeat is not None
+
+    async def prepare(self) -> None:
+        pass
 
     def opening(self) -> list[bytes]:
         return []

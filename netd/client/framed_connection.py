@@ -84,6 +84,7 @@ class Face(Protocol):
     silence: float | None
     """Seconds without a byte after which the peer counts as gone."""
 
+    async def prepare(self) -> None: ...  # whatever it takes to have an opening
     def opening(self) -> list[bytes]: ...  # payloads that begin a connection
     def ping(self) -> bytes: ...
     def received(self, payloads: list[bytes]) -> None: ...
@@ -362,6 +363,10 @@ class Connection:
         ended: Loss | None = None
         try:
             with self._scope:
+                try:
+                    await self.face.prepare()
+                except NetdError as error:
+                    return Loss(str(error))
                 opening = [*first_payloads(self.options, self._signer), *self.face.opening()]
                 self._first = [self.frame(payload) for payload in opening]
                 self._note(State("connected"))

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 
 from netd.client.framed_state import State
 from netd.errors import ProtocolError
@@ -103,6 +103,10 @@ class ClientTls:
     """False: accept any certificate. Only for tests: whoever is on the way may read and change everything."""
 
 
+TokenSource: TypeAlias = Callable[[], str | Awaitable[str]]
+"""What gives a fresh token whenever one is needed."""
+
+
 class FramedOptions(TypedDict, total=False):
     """The keywords of FramedClient; Options says what each means and its default."""
 
@@ -113,7 +117,7 @@ class FramedOptions(TypedDict, total=False):
     tags: Mapping[str, str]
     signer: Any
     name: str | None
-    token: str | None
+    token: str | TokenSource | None
     connect_timeout: float
     answer_timeout: float
     reconnect: Reconnect | bool
@@ -156,8 +160,10 @@ class Options:
     """Sign the handshake: an Ed25519 private key, or the path of its file (PKCS8, PEM or DER)."""
     name: str | None = None
     """The session's name in operations."""
-    token: str | None = None
-    """The secret that permits operations."""
+    token: str | TokenSource | None = field(default=None, repr=False)
+    """What permits operations: a secret or a signed token. Or a function, which may be async, that gives one: it is
+    called for every connection and every `refresh`. A NetdError of its is a lost connection; anything else it raises
+    ends the client."""
 
     connect_timeout: float = 10.0
     """For everything until the connection can be used: look-up, connecting, TLS."""

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from netd.client.framed_connection import Connection
-    from netd.client.framed_options import Options
+    from netd.client.framed_options import Options, TokenSource
 
 Received: TypeAlias = (
     messages.Message
@@ -231,7 +231,10 @@ class Session:
         self.heartbeat: float | None = None
         self.silence: float | None = None
         self._options = options
-        self._name, self._token = options.name, options.token
+        self._name = options.name
+        self._token: str | None = None
+        self._source: TokenSource | None = None
+        self._take(options.token)
         self._tags = dict(options.tags) or None
         self._way = Way()
         self._refs = itertools.count(1)
@@ -244,10 +247,42 @@ class Session:
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
-    def introduce(self, name: str | None, token: str | None, tags: dict[str, str] | None) -> None:
+    def _take(self, token: str | TokenSource | None) -> None:
+        if callable(token):
+            self._token, self._source = None, token
+        elif token is not None:
+            self._token, self._source = token, None
+
+    async def prepare(self) -> None:
+        """Have a fresh token for the next hello, where the user gave a function for it."""
+        if self._source is None:
+            return
+        timeout = self._options.answer_timeout
+        with trio.move_on_after(timeout) as waited:
+            found = self._source()
+            token = found if isinstance(found, str) else await found
+        if waited.cancelled_caught:
+            raise DaemonUnreachable(f"cannot get a token: none within {timeout:g} s")
+        self._token = token
+
+    async def refresh(self, token: str | TokenSource | None) -> float | None:
+        before = self._token, self._source
+        self._take(token)
+        try:
+            await self.prepare()
+            shown = self._token
+            if shown is None:
+                raise ProtocolError("cannot refresh the token: this client has none; give it one", origin="local")
+            answer = await self.request("refresh the token", lambda ref: messages.Refresh(shown, ref=ref))
+        except (RequestFailed, ProtocolError):
+            self._token, self._source = before
+            raise
+        return getattr(answer, "expires", None)
+
+    def introduce(self, name: str | None, token: str | TokenSource | None, tags: dict[str, str] | None) -> None:
         """Who we are from the next hello on; None leaves a part as it is."""
         self._name = self._name if name is None else name
-        self._token = self._token if token is None else token
+        self._take(token)
         self._tags = self._tags if tags is None else tags
 
     async def greeted(self) -> messages.Welcome:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Unpack
 
+    from netd.client.framed_options import TokenSource
     from netd.client.framed_session import Item, Subscription
     from netd.client.framed_state import State, Telemetry
     from netd.wire import messages
@@ -91,10 +92,18 @@ class SyncFramedClient:
     # --- operations ---------------------------------------------------------------------------------------------------
 
     def hello(
-        self, *, name: str | None = None, token: str | None = None, tags: Mapping[str, str] | None = None
+        self,
+        *,
+        name: str | None = None,
+        token: str | TokenSource | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> messages.Welcome:
         """Greet the daemon, which the first operation does by itself."""
         return self._loop.call(lambda: self._client.hello(name=name, token=token, tags=tags))
+
+    def refresh(self, token: str | TokenSource | None = None) -> float | None:
+        """Show a fresh token on the live session. Returns the seconds until it expires."""
+        return self._loop.call(lambda: self._client.refresh(token))
 
     def subscribe(
         self, channel: str | bytes, *, recover: Position | None = None, presence: bool = False
