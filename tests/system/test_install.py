@@ -219,9 +219,12 @@ def test_removed_it_keeps_its_configuration_and_state_and_purged_it_leaves_nothi
     assert not bare.exists("/run/netd/control.sock")
 
     bare.install(deb)
-    values = bare.netctl("config", "show")["values"]
-    assert (values["trace"]["max_hops"], values["trace"]["max_clients"]) == (17, 77)
-    assert values["framed"]["max_connections"] == 99
+    shown = bare.netctl("config", "show")
+    assert shown["values"]["trace"]["max_hops"] == 17
+    assert shown["values"]["framed"]["max_connections"] == 99
+    # what a credential says is shown to nobody, but that it counts is
+    assert shown["origins"]["trace.max_clients"] == "credential netd_trace.max_clients"
+    assert bare.netctl("config", "get", "trace.max_clients")["value"] == "**********"
     assert [one["data"] for one in bare.netctl("channels", "history", "public:room")["messages"]] == ["remembered"]
 
     bare.apt("purge", "netd")

@@ -596,19 +596,22 @@ def test_a_key_a_token_and_a_setting_by_file(machine, credentials, tmp_path):
     for name in ("tls.crt", "tls.key"):
         credentials(name, (tmp_path / name).read_text())
     credentials("token", SECRET + "\n")
-    credentials("trace.max_hops", "7\n")
+    credentials("log.level", "warning\n")
     with configured(machine, SECURED, "restart"):
         machine.python(PUBLISH)
-        assert machine.netctl("config", "get", "trace.max_hops")["value"] == 7
-        origins = machine.run("netctl", "config", "show").stdout
-        assert "credential netd_trace.max_hops" in origins
+        assert level_of(machine) == "warning"
+        shown = machine.netctl("config", "show")
+        assert shown["origins"]["log.level"] == "credential netd_log.level"
+        assert shown["values"]["log"]["level"] == "**********", (
+            "who may read the configuration may not read credentials"
+        )
         files = "/run/credentials/netd.service"
         assert machine.run("ls", files).stdout.split() == [
             "netd",
+            "netd_log.level",
             "netd_tls.crt",
             "netd_tls.key",
             "netd_token",
-            "netd_trace.max_hops",
         ]
         for account, path in (
             ("nobody", f"{files}/netd_tls.key"),
@@ -620,13 +623,18 @@ def test_a_key_a_token_and_a_setting_by_file(machine, credentials, tmp_path):
 
 
 def test_a_renewed_certificate_comes_by_a_restart(machine, credentials):
-    credentials("trace.max_hops", "7")
+    credentials("log.level", "warning")
     machine.run("systemctl", "restart", "netd")
-    credentials("trace.max_hops", "8")
+    credentials("log.level", "error")
     machine.run("systemctl", "reload", "netd")
-    assert machine.netctl("config", "get", "trace.max_hops")["value"] == 7
+    assert level_of(machine) == "warning"
     machine.run("systemctl", "restart", "netd")
-    assert machine.netctl("config", "get", "trace.max_hops")["value"] == 8
+    assert level_of(machine) == "error"
+
+
+def level_of(machine) -> str:
+    """A setting that is in force, asked of what it sets: what a credential says, `config show` shows to nobody."""
+    return machine.netctl("log", "level")["level"]
 
 
 @pytest.mark.parametrize("how", ["missing", "empty"])
