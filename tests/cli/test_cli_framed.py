@@ -1,4 +1,7 @@
-"""`netctl framed`: what the service says, and the client commands against a server of the test's own."""
+"""`netctl framed`: what the service says, and the client commands against a server of the test's own.
+
+Over 600 lines, and one file all the same: all its commands talk to the same small servers (`served`).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""FramedClient over sockets, plain payloads: sending, receiving, losing the connection, bounds, leaving."""
+"""FramedClient over sockets, plain payloads: sending, receiving, losing the connection, bounds, leaving.
+
+Over 600 lines, and one file all the same: every case is played against the same scripted peer.
+"""
 
 from __future__ import annotations
 

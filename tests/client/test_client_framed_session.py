@@ -1,4 +1,7 @@
-"""FramedClient's operations: requests, answers, subscriptions, and what a lost connection does to them."""
+"""FramedClient's operations: requests, answers, subscriptions, and what a lost connection does to them.
+
+Over 600 lines, and one file all the same: every operation is asked of the same scripted daemon.
+"""
 
 from __future__ import annotations
 

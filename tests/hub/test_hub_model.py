@@ -5,6 +5,8 @@ only checks to have been allowed: which history gives way when there is too much
 is forgotten.
 
 Those who are slow never ask anything: the sizes of what they are sent have to be known (an error's text is not).
+
+Over 600 lines, and one file all the same: the model and the rules that drive it and the hub side by side.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What clients may ask, and what they are answered."""
+"""What clients may ask, and what they are answered.
+
+Over 600 lines, and one file all the same: it goes through requests.py, one request after the other.
+"""
 
 from __future__ import annotations
 
