@@ -18,6 +18,7 @@ import ssl
 import sys
 import traceback
 import zlib
+from functools import partial
 
 USES = {}
 
@@ -64,6 +65,21 @@ def attrs():
     assert attrs.asdict(point(1, 2)) == {"x": 1, "y": 2}
 
 
+@use("beartype")
+def beartype():
+    from beartype import beartype
+    from beartype.roar import BeartypeCallHintParamViolation
+
+    @beartype
+    def double(number: int) -> int:
+        return number * 2
+
+    assert double(2) == 4
+    with contextlib.suppress(BeartypeCallHintParamViolation):
+        double("2")
+        raise AssertionError("a str was taken for an int")
+
+
 @use("cbor2")
 def cbor2():
     import cbor2
@@ -101,6 +117,36 @@ def click():
         click.echo(n + 1)
 
     assert CliRunner().invoke(command, ["--n", "2"]).output == "3\n"
+
+
+@use("coredis")
+def coredis():
+    import coredis
+    import trio
+
+    answers = {b"HELLO": b"%2\r\n$5\r\nproto\r\n:3\r\n$7\r\nversion\r\n$5\r\n7.0.0\r\n", b"PING": b"+PONG\r\n"}
+
+    async def serve(stream):
+        waiting = b""
+        while data := await stream.receive_some(4096):
+            waiting += data
+            while waiting:  # commands are arrays of bulk strings
+                lines = waiting.split(b"\r\n")
+                taken = 1 + 2 * int(lines[0][1:])
+                if len(lines) <= taken:
+                    break
+                waiting = b"\r\n".join(lines[taken:])
+                await stream.send_all(answers.get(lines[2], b"+OK\r\n"))
+
+    async def main():
+        async with trio.open_nursery() as nursery:
+            listeners = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+            client = coredis.Redis(host="127.0.0.1", port=listeners[0].socket.getsockname()[1])
+            async with client:
+                assert await client.ping() in (b"PONG", True)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
 
 
 @use("cryptography")
@@ -142,6 +188,32 @@ def cryptography():
                 side.do_handshake()
     client.write(b"text")
     assert server.read() == b"text"
+
+
+@use("deprecated")
+def deprecated():
+    import warnings
+
+    from deprecated import deprecated
+
+    @deprecated(reason="told")
+    def old():
+        return 3
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert old() == 3
+    assert "told" in str(caught[0].message)
+
+
+@use("exceptiongroup")
+def exceptiongroup():
+    from exceptiongroup import ExceptionGroup, catch
+
+    found = []
+    with catch({ValueError: found.append}):
+        raise ExceptionGroup("several", [ValueError("one")])
+    assert found
 
 
 @use("fastapi")
@@ -267,6 +339,13 @@ def outcome():
     import outcome
 
     assert outcome.capture(int, "3").unwrap() == 3
+
+
+@use("packaging")
+def packaging():
+    from packaging.version import Version
+
+    assert Version("7.0.10") > Version("7.0.9")
 
 
 @use("prometheus-client")
@@ -485,6 +564,17 @@ def typing_inspection():
     from typing_inspection.introspection import AnnotationSource, inspect_annotation
 
     assert inspect_annotation(int, annotation_source=AnnotationSource.ANY).type is int
+
+
+@use("wrapt")
+def wrapt():
+    import wrapt
+
+    @wrapt.decorator
+    def doubled(wrapped, instance, args, kwargs):
+        return 2 * wrapped(*args, **kwargs)
+
+    assert doubled(lambda: 3)() == 6
 
 
 @use("wsproto")
