@@ -124,7 +124,8 @@ def coredis():
     import coredis
     import trio
 
-    answers = {b"HELLO": b"%2\r\n$5\r\nproto\r\n:3\r\n$7\r\nversion\r\n$5\r\n7.0.0\r\n", b"PING": b"+PONG\r\n"}
+    hello = b"%3\r\n+proto\r\n:3\r\n+version\r\n+7.0.0\r\n+id\r\n:1\r\n"
+    answers = {b"HELLO": hello, b"PING": b"+PONG\r\n"}
 
     async def serve(stream):
         waiting = b""
