@@ -159,6 +159,20 @@ class TooBusy(ControlError):
     status = 503
 
 
+# --- applications --------------------------------------------------------------------------------------------------
+
+
+class ApplicationError(NetdError):
+    """A request that the application did not answer. `status` is what the client gets: 502 (it went down over it), 503
+    (there is none, or it has too much to do) or 504 (it took too long)."""
+
+    kind = "application"
+
+    def __init__(self, status: Literal[502, 503, 504], message: str) -> None:
+        self.status: int = status
+        super().__init__(message)
+
+
 # --- clients -------------------------------------------------------------------------------------------------------
 
 
@@ -174,6 +188,8 @@ class DaemonUnreachable(ClientError):
 
     kind = "unreachable"
     exit_code = 69  # EX_UNAVAILABLE
+    retry_after: float | None = None
+    """Seconds that it asked to be left alone, if it said."""
 
 
 class VersionMismatch(ClientError):

@@ -39,7 +39,7 @@ def channels(ctx: click.Context) -> None:
 )
 @common_options
 def list_channels(prefix: str = "", limit: int = 100) -> None:
-    """Channels by name; with PREFIX, those whose names begin so."""
+    """Channels by name; with PREFIX, those whose names begin so. Subscriptions with wildcards are among them."""
 
     async def ask(client: ControlClient) -> list[shapes.ChannelRow]:
         return [row async for row in client.every_channel(most=limit + 1, prefix=prefix)]
@@ -57,7 +57,7 @@ def list_channels(prefix: str = "", limit: int = 100) -> None:
     columns = [Column("CHANNEL", narrow="wrap", style="bold"), Column("SUBSCRIBERS", "right")]
     columns += [Column("HISTORY", "right", spare=1), Column("OFFSET", "right", spare=2), Column("EPOCH", spare=3)]
     rows = [
-        (channel_name(row), row.get("subscribers"), row.get("history") or None, row.get("offset"), row.get("epoch"))
+        (_labelled(row), row.get("subscribers"), row.get("history") or None, row.get("offset"), row.get("epoch"))
         for row in found
     ]
     out = console()
@@ -93,6 +93,8 @@ def show(channel: str) -> None:
     out = console()
     subscribers, epoch = found["subscribers"], found.get("epoch")
     kept = f", {counted(found['history'], 'message')} kept" if epoch is not None else ", no history"
+    if found.get("pattern"):
+        kept = " to all channels that match"
     at = f", at {epoch}:{found['offset']}" if epoch is not None else ""
     out.print(text((channel_name(found), "bold"), f"  {counted(subscribers, 'subscriber')}{kept}{at}"))
     members = found["presence"]
@@ -163,7 +165,7 @@ def tail(channel: str, since: str | None, count: int | None) -> None:
     from netd.cli.events import PATIENCE
 
     name, position = channel_bytes(channel), _position(since)
-    write = _writer()
+    write = _writer(channel)
 
     async def follow(client: ControlClient) -> None:
         left = count
@@ -178,6 +180,10 @@ def tail(channel: str, since: str | None, count: int | None) -> None:
     call(follow)
 
 
+def _labelled(row: shapes.ChannelRow) -> str:
+    return f"{channel_name(row)} (pattern)" if row.get("pattern") else channel_name(row)
+
+
 def _print_hub(hub: dict[str, Any]) -> None:
     from netd.cli.output import Column, console, counted, size, table, text
 
@@ -187,7 +193,8 @@ def _print_hub(hub: dict[str, Any]) -> None:
     out = console()
     away = f", {hub['resumable']} that may come back" if hub.get("resumable") else ""
     out.print(text(f"{count('sessions', 'session')}{away}, {hub.get('opened', 0)} so far"))
-    out.print(text(f"{count('channels', 'channel')} heard, {count('subscriptions', 'subscription')}"))
+    patterns = f", {count('patterns', 'pattern')}" if hub.get("patterns") else ""
+    out.print(text(f"{count('channels', 'channel')} heard{patterns}, {count('subscriptions', 'subscription')}"))
     out.print(text(f"published {count('published', 'message')}, delivered {hub.get('delivered', 0)}"))
     odd = [f"{counted(hub[key], noun)} {key}" for key, noun in _ODD if hub.get(key)]
     came = f"received {count('messages_in', 'request')}, sent {count('messages_out', 'message')}"
@@ -251,14 +258,18 @@ def _data(message: dict[str, Any]) -> Any:
         return encoded
 
 
-def _writer() -> Any:
+def _writer(channel: str) -> Any:
     if invocation().json:
         from netd.cli.output import print_json_line
 
         return lambda event: print_json_line(event.as_json())
 
+    from netd.cli.output import printable
+
     def write(event: ServerEvent) -> None:
         line = _event_line(event.kind, event.data)
+        if line and event.kind == "message" and event.data.get("channel", channel) != channel:  # it asked for a pattern
+            line = f"{printable(event.data['channel'])}  {line}"
         if line:
             click.echo(line)
             sys.stdout.flush()

@@ -193,6 +193,8 @@ class ChannelRow(ChannelName):
     epoch: str | None
     offset: int | None
     history: int
+    pattern: NotRequired[bool]
+    """It stands for all channels that match."""
 
 
 class ChannelList(TypedDict):

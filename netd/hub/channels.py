@@ -26,13 +26,15 @@ MAX_HELD = 1000
 
 @dataclass(frozen=True, slots=True)
 class ChannelInfo:
-    """A channel as it is now; `history` is in messages."""
+    """A channel as it is now, or a pattern; `history` is in messages. Who hears it through a pattern is not counted."""
 
     name: bytes
     subscribers: int
     epoch: str | None
     offset: int | None
     history: int
+    pattern: bool = False
+    """It is a subscription with wildcards (patterns.py)."""
 
 
 class Channel:

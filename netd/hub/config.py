@@ -97,16 +97,14 @@ class Namespace(Section):
     ephemeral: bool = live(False)
     """Every message may be dropped for a slow consumer, and none is kept."""
     wildcards: bool = live(False)
-    """Let subscriptions name many channels (a.*.c, a.>). Not there yet."""
+    """Let subscriptions name many channels: in "chat:a.*.c" the "*" stands for one token of the name, divided by ".",
+    in "chat:a.>" the ">" for one or more. It takes the right to subscribe to everything that it could match (of tokens:
+    the beginning of names), and who has it hears messages without being seen in the channels. Such names are no
+    channels then: nobody may publish to them. Where this is false they are names like any."""
+    max_patterns: int = live(1000, ge=1, le=100_000)
+    """Such subscriptions, counting the same one of many sessions once; further ones are refused."""
     max_subscribers: int = live(100_000, ge=1, le=10_000_000)
-    """Sessions in one channel; further ones are refused."""
-
-    @field_validator("wildcards")
-    @classmethod
-    def _no_wildcards(cls, wildcards: bool) -> bool:
-        if wildcards:
-            raise ValueError("cannot turn wildcards on: this netd has no wildcard subscriptions yet")
-        return wildcards
+    """Sessions in one channel, or with one and the same subscription with wildcards; further ones are refused."""
 
 
 class Token(Section):
@@ -232,7 +230,9 @@ class HubConfig(Section):
     bytes_per_second: float = live(0.0, ge=0, le=10_000_000_000)
     """Bytes a second of its operations (one second's worth at once); 0: no limit. What is more is refused."""
     max_subscriptions: int = live(1000, ge=1, le=1_000_000)
-    """Channels that one session may hear."""
+    """Channels that one session may hear, counting a subscription with wildcards as one."""
+    max_patterns: int = live(100, ge=0, le=100_000)
+    """Of these, subscriptions with wildcards."""
 
     # what all of them may cost
     max_sessions: int = live(100_000, ge=1, le=10_000_000)

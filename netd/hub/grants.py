@@ -87,6 +87,10 @@ class Grant:
             return operation in self.operations
         return channel in self.names.get(operation, ()) or channel.startswith(self.beginnings.get(operation, ()))
 
+    def covers(self, operation: str, beginning: bytes) -> bool:
+        """Whether it permits an operation on every channel whose name begins so."""
+        return beginning.startswith(self.beginnings.get(operation, ()))
+
 
 ANONYMOUS = Grant()
 

@@ -8,9 +8,11 @@ Rules:
 - clients are checked (`handle`, `allowed`); the server side is not, but a channel's rules of size and history hold;
 - a session that has to go while messages are being handed out (its outbox is full) goes when they have been: its end
   may tell others, and that must neither change what is iterated nor recurse through a crowd of slow clients;
-- an unknown id is no error for the server side, which may be late to learn that someone left; a client is told.
+- an unknown id is no error for the server side, which may be late to learn that someone left; a client is told;
+- who is to hear a message through a pattern (patterns.py) hears it with the channel's own subscribers, once.
 
 Left out: what each request of a client does (requests.py), and how a subscription begins and ends (subscriptions.py).
+Above 600 lines, as every verb of the hub stands here once, with its promise.
 """
 
 from __future__ import annotations
@@ -25,11 +27,13 @@ from netd.errors import Denied, TooBusy
 from netd.hub import presence as seen
 from netd.hub import requests, saved, subscriptions
 from netd.hub.channels import Channel, ChannelInfo
+from netd.hub.config import Namespace
 from netd.hub.expiry import Expiries
 from netd.hub.grants import ANONYMOUS, NEVER
 from netd.hub.history import Histories, Page, Publication, measure
 from netd.hub.info import HubInfo, gather
 from netd.hub.outbox import NORMAL_PRIORITY
+from netd.hub.patterns import Pattern
 from netd.hub.permissions import Permissions, Refusal, shown, valid
 from netd.hub.revocations import Revocations
 from netd.hub.seams import Echo, Letter, MemoryBackplane
@@ -55,10 +59,14 @@ if TYPE_CHECKING:
 
     from netd.errors import ProtocolError
     from netd.hub.config import HubConfig
+    from netd.hub.outbox import Outbox
+    from netd.hub.permissions import Realm
     from netd.hub.revocations import Kind, Revocation
     from netd.hub.seams import Application, Backplane
     from netd.hub.tokens import Grant
 
+_FORGETFUL = Namespace(name="")
+"""The rules by which what was a channel, and is a pattern now, keeps its history: not at all."""
 NO_SECRETS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -97,9 +105,7 @@ class Hub:
         self.on_closed: list[Callable[[Session, int, str], None]] = []
         self.on_resumed: list[Callable[[Session, str], None]] = []
         """Called with a session that has its former id again, and the id it had for a moment."""
-        self.histories = Histories(
-            rules=lambda name: self.permissions.realm(name).rules, in_use=lambda name: name in self.heard
-        )
+        self.histories = Histories(rules=self._history_rules, in_use=lambda name: name in self.heard)
         self.heard: dict[bytes, Channel] = {}
         """Channels that someone hears, or is about to."""
         self._targets: dict[str, dict[Session, None]] = {}
@@ -126,20 +132,25 @@ class Hub:
 
         Every session's token is resolved anew and brings the tags that it has now; one whose secret is gone is
         anonymous from now on and has lost its token's tags. Subscriptions that a client made and may not have any more
-        end, and it is told with an Error without `ref`. With the finished `tokens` of this configuration it cannot
+        end, and it is told with an Error without `ref`; so do those whose name is a pattern now and was none, and those
+        where it was one. With the finished `tokens` of this configuration it cannot
         fail; without, it raises ConfigError for tokens that cannot be, and then nothing has changed.
         """
         tokens = Tokens(config, secrets) if tokens is None else tokens
+        patterns = self.patterns()
         self.tokens = tokens
         self.permissions = Permissions(config, self.permissions)
         self.config = config
         for channel in self.heard.values():
             channel.realm = self.permissions.realm(channel.name)
+        for pattern in patterns:
+            pattern.realm = self.permissions.realm(pattern.name)
+            pattern.realm.put(pattern)
         for session in list(self.sessions.values()):
             if session.grants.digest:
                 self.tag(session, grants=tokens.renew(session.grants, self.clock()))
         self._configure()
-        self._revoke()
+        self._revoke(patterns)
 
     def _configure(self) -> None:
         config = self.config
@@ -152,10 +163,18 @@ class Hub:
             now=self.clock(),
         )
 
-    def _revoke(self) -> None:
+    def _history_rules(self, name: bytes) -> Namespace:
+        realm = self.permissions.realm(name)
+        return _FORGETFUL if realm.rules.wildcards and realm.wild(name) else realm.rules
+
+    def _revoke(self, patterns: list[Pattern]) -> None:
         """End the subscriptions that are allowed no more. Channels that anyone may hear are looked at once."""
+        places: list[Channel | Pattern] = [*self.heard.values(), *patterns]
         closed = {
-            name for name, place in self.heard.items() if not self.permissions.open_to_all("subscribe", place.realm)
+            place.name
+            for place in places
+            if not self.permissions.open_to_all("subscribe", place.realm)
+            or place.realm.wild(place.name) is not isinstance(place, Pattern)
         }
         for session in list(self.sessions.values()) if closed else ():
             for channel in sorted(closed.intersection(session.channels or ())):
@@ -167,7 +186,16 @@ class Hub:
             self._revoke_one(session, channel)
 
     def _revoke_one(self, session: Session, channel: bytes) -> None:
-        if session.placed is None or channel not in session.placed:
+        realm = self.permissions.realm(channel)
+        if realm.wild(channel) is not (realm.pattern(channel) is not None):
+            self.unsubscribe(session, channel)
+            what = "takes names with wildcards for patterns now" if realm.wild(channel) else "allows no wildcards"
+            why = f"namespace {realm.name!r} {what} {realm.key('wildcards')}"
+            if not self.permissions.exists(realm):
+                why = "there is no such namespace any more (hub.namespace)"
+            message = f"cannot stay subscribed to {shown(channel)}: {why}"
+            session.send(Error(code="denied", message=message, **channel_fields(channel)))
+        elif session.placed is None or channel not in session.placed:
             try:
                 self.permissions.check(session, "subscribe", channel)
             except Denied as error:
@@ -227,7 +255,7 @@ class Hub:
         session.buckets = None
         self.stays.keep(session, self.clock(), self.config.resume_seconds)
         if not session.internal:
-            self.application.closed(session)
+            self.application.closed(session, code, reason)
             for hook in self.on_closed:
                 hook(session, code, reason)
 
@@ -305,6 +333,7 @@ class Hub:
         del self.sessions[former]
         session.id = id
         self.sessions[id] = session
+        self.application.resumed(session, former)
         for hook in self.on_resumed:
             hook(session, former)
 
@@ -383,14 +412,18 @@ class Hub:
         recover: Position | None = None,
         checked: bool = True,
         answer: Callable[[Ok], None] | None = None,
+        pattern: bool = False,
     ) -> None:
         """Have a session hear a channel, and first what it missed since `recover`, if that is all there.
+
+        Where the namespace has wildcards, a name that has some is a pattern: all channels that match, now and later.
+        Nothing is recovered then. `pattern`: it has to be one.
 
         Hearing it already changes nothing. `answer` is called with the position to go on from, before anything of the
         channel is sent; `recovered` is False when something was missed for good. Raises Denied (when `checked`) and
         Refusal.
         """
-        subscriptions.subscribe(self, session, channel, recover, checked, answer)
+        subscriptions.subscribe(self, session, channel, recover, checked, answer, pattern)
 
     def unsubscribe(self, session: Session, channel: bytes) -> bool:
         """Have a session hear a channel no more; False if it did not."""
@@ -421,6 +454,9 @@ class Hub:
         """
         realm = self.permissions.realm(valid(channel))
         rules = realm.rules
+        if rules.wildcards and realm.wild(channel):
+            realm.refused += 1
+            raise Refusal("invalid", f"cannot publish to {shown(channel)}: {_no_channel(realm)}")
         size = measure(data)
         if size > rules.max_message:
             realm.refused += 1
@@ -441,15 +477,24 @@ class Hub:
 
     def deliver(self, publication: Publication) -> int:
         """Hand a channel's message to its subscribers here; for the backplane. Returns how many it reached."""
-        place = self.heard.get(publication.channel)
-        if place is None:
-            return 0
-        if place.waiting is not None:
+        channel = publication.channel
+        place = self.heard.get(channel)
+        realm = self.permissions.realm(channel) if place is None else place.realm
+        crowd: dict[Session, Outbox] | None = None
+        if realm.patterns is not None:
+            crowd = realm.patterns.audience(channel, place)
+        if place is not None and place.waiting is not None:
             place.hold(publication)
+        if crowd is None and place is None:
+            return 0
         # what is numbered comes in the order of its numbers, or a client would take what comes late for a repetition
         priority = publication.priority if publication.offset is None else NORMAL_PRIORITY
-        reached = self.hand_out(place, publication.event(), priority, publication.ephemeral)
-        place.realm.delivered += reached
+        if crowd is not None:
+            reached = self._hand_around(crowd, publication.event(), priority, publication.ephemeral)
+        else:
+            assert place is not None
+            reached = self.hand_out(place, publication.event(), priority, publication.ephemeral)
+        realm.delivered += reached
         self.delivered += reached
         publication.delivered += reached
         return reached
@@ -511,6 +556,16 @@ class Hub:
             if self._leaving:
                 self._depart()
 
+    def _hand_around(self, crowd: dict[Session, Outbox], event: Event, priority: int, ephemeral: bool) -> int:
+        """An event for those who hear a channel, of whom some do through patterns. Nobody changes `crowd`."""
+        self._iterating += 1
+        try:
+            return spread(crowd.values(), event, priority, ephemeral)
+        finally:
+            self._iterating -= 1
+            if self._leaving:
+                self._depart()
+
     @staticmethod
     def _answered(ask: Callable[[Callable[[int], None]], None]) -> int:
         """The sum of what a backplane answered before it returned."""
@@ -521,13 +576,13 @@ class Hub:
     # --- questions ---------------------------------------------------------------------------------------------------
 
     def channels(self, prefix: bytes = b"", after: bytes | None = None, limit: int | None = None) -> list[ChannelInfo]:
-        """Channels that are heard or have a history, by name: those that begin with `prefix` and come after `after`,
-        and of these the first `limit`.
+        """Channels that are heard or have a history, and patterns, by name: those that begin with `prefix` and come
+        after `after`, and of these the first `limit`.
 
         Every name is looked at, but only what is asked for is sorted and told of.
         """
-        heard, histories = self.heard, self.histories.names()
-        names: Iterable[bytes] = [*heard, *(name for name in histories if name not in heard)]
+        found = {*self.heard, *self.histories.names(), *(pattern.name for pattern in self.patterns())}
+        names: Iterable[bytes] = found
         if prefix:
             names = (name for name in names if name.startswith(prefix))
         if after is not None:
@@ -535,8 +590,11 @@ class Hub:
         return [self.channel(name) for name in (sorted(names) if limit is None else heapq.nsmallest(limit, names))]
 
     def channel(self, name: bytes) -> ChannelInfo:
-        """One channel, whether anyone hears it or not."""
+        """One channel, whether anyone hears it or not, or pattern."""
         place, history = self.heard.get(name), self.histories.get(name)
+        realm = self.permissions.realm(name)
+        if realm.wild(name):
+            return ChannelInfo(name, len(realm.pattern(name) or ()), None, None, 0, pattern=True)
         return ChannelInfo(
             name=name,
             subscribers=0 if place is None else len(place),
@@ -546,16 +604,34 @@ class Hub:
         )
 
     def presence(self, channel: bytes) -> list[Client]:
-        """Who hears a channel."""
-        place = self.heard.get(channel)
+        """Who is subscribed to a channel, or to a pattern; who hears it through a pattern is not there."""
+        place = self.place(channel)
         return [] if place is None else seen.clients(place.subscribers)
 
+    def place(self, name: bytes) -> Channel | Pattern | None:
+        """The channel or the pattern of this name, if anyone is subscribed to it."""
+        return self.heard.get(name) or self.permissions.realm(name).pattern(name)
+
+    def patterns(self) -> list[Pattern]:
+        """Every pattern that someone is subscribed to."""
+        return [each for realm in self.permissions.realms() if realm.patterns for each in realm.patterns.all()]
+
     def history(self, channel: bytes, since: Position | None = None, limit: int = 100) -> Page | None:
-        """A part of a channel's history; None where its namespace keeps none, or a backplane has not answered yet."""
+        """A part of a channel's history; None where its namespace keeps none, or a backplane has not answered yet.
+
+        Raises Refusal for a pattern.
+        """
+        self.one_channel(channel, "read the history of")
         pages: list[Page | None] = []
         self.backplane.history(valid(channel), since, limit, pages.append)
         page = pages[0] if pages else None
         return page and replace(page, messages=[publication.taken() for publication in page.messages])
+
+    def one_channel(self, name: bytes, what: str) -> None:
+        """Raise Refusal where the name is a pattern."""
+        realm = self.permissions.realm(valid(name))
+        if realm.wild(name):
+            raise Refusal("unsupported", f"cannot {what} {shown(name)}: {_no_channel(realm)}")
 
     def info(self) -> HubInfo:
         """Figures for metrics."""
@@ -587,6 +663,10 @@ class Hub:
 
 def _nothing() -> None:
     pass
+
+
+def _no_channel(realm: Realm) -> str:
+    return f"it is a pattern and no channel {realm.key('wildcards')}"
 
 
 def _targets(session: Session) -> list[str]:

@@ -32,6 +32,8 @@ class HubInfo:
     channels: int
     subscriptions: int
     resumable: int
+    patterns: int
+    """Subscriptions with wildcards, the same one of many sessions once."""
     histories: int
     history_messages: int
     history_bytes: int
@@ -62,6 +64,7 @@ def gather(hub: Hub) -> HubInfo:
         sessions=len(hub.present()),
         channels=len(hub.heard),
         subscriptions=hub.subscriptions,
+        patterns=sum(len(realm.patterns or ()) for realm in hub.permissions.realms()),
         resumable=len(hub.stays),
         histories=len(hub.histories),
         history_messages=hub.histories.messages,

@@ -4,6 +4,8 @@ Rules:
 - a refusal names what was asked for and the configuration key that would have to say otherwise;
 - "token" is met by a token that permits this operation on this channel; "nobody" by no token at all;
 - `recover` is as `history` where nothing else is said, and a token's `history` permits it;
+- a pattern takes what every channel that it could match takes: a token must permit all names that begin as it does
+  before its first wildcard;
 - a channel without a namespace is closed to clients. The server side may use it, under a namespace's defaults.
 """
 
@@ -13,12 +15,15 @@ from typing import TYPE_CHECKING
 
 from netd.errors import ControlError, Denied
 from netd.hub.config import Namespace
+from netd.hub.patterns import Patterns
 from netd.wire.messages import MAX_CHANNEL
+from netd.wire.wildcards import is_wild, literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from netd.hub.config import HubConfig, Who
+    from netd.hub.patterns import Pattern
     from netd.hub.session import Session
 
 _VERBS = {
@@ -47,13 +52,16 @@ class Refusal(ControlError):
 class Realm:
     """A namespace at work: its rules, where they stand, and what happened under them."""
 
-    __slots__ = ("delivered", "name", "path", "published", "refused", "rules")
+    __slots__ = ("_skip", "delivered", "name", "path", "patterns", "published", "refused", "rules")
 
     def __init__(self, rules: Namespace, path: str) -> None:
         self.rules = rules
         self.path = path
         """Its configuration key, "hub.namespace.0"."""
         self.name = rules.name
+        self._skip = len(rules.name.encode()) + 1 if rules.name else 0
+        self.patterns: Patterns | None = None
+        """None where there are none: all that a message in a namespace without them looks at."""
         self.published = 0
         self.delivered = 0
         self.refused = 0
@@ -61,6 +69,37 @@ class Realm:
     def key(self, field: str) -> str:
         """What to write behind a refusal: the field's configuration key."""
         return f"({self.path}.{field})"
+
+    def wild(self, name: bytes) -> bool:
+        """Whether this name of the namespace is a pattern, and no channel."""
+        # asked for every message: most names show at once that they are none
+        return self.rules.wildcards and (b"*" in name or name.endswith(b">")) and is_wild(name[self._skip :])
+
+    def literal(self, name: bytes) -> bytes:
+        """What every channel that a pattern matches begins with."""
+        return name[: self._skip] + literal(name[self._skip :])
+
+    def pattern(self, name: bytes) -> Pattern | None:
+        """The pattern of this name, where someone subscribes to it."""
+        return None if self.patterns is None else self.patterns.get(name)
+
+    def put(self, pattern: Pattern) -> None:
+        """One more pattern is subscribed to."""
+        if self.patterns is None:
+            self.patterns = Patterns(self._skip)
+        self.patterns.put(pattern)
+
+    def drop(self, pattern: Pattern) -> None:
+        """Nobody subscribes to this pattern any more."""
+        if self.patterns is not None:
+            self.patterns.drop(pattern.name)
+            if not len(self.patterns):
+                self.patterns = None
+
+    def changed(self, channel: bytes) -> None:
+        """Somebody came to a channel or left it."""
+        if self.patterns is not None:
+            self.patterns.forget(channel)
 
 
 class Permissions:
@@ -87,6 +126,10 @@ class Permissions:
         """Every namespace, in the order of the configuration."""
         return self._realms.values()
 
+    def exists(self, realm: Realm) -> bool:
+        """Whether this is a namespace of the configuration, and not what stands for those that are none."""
+        return realm is not self._nowhere
+
     def realm(self, channel: bytes) -> Realm:
         """The namespace a channel is in; one with the defaults where there is none."""
         realm = self._known.get(channel)
@@ -107,7 +150,11 @@ class Permissions:
             who = who or realm.rules.history
         if who == "anyone":
             return realm is not self._nowhere
-        return who == "token" and realm is not self._nowhere and session.grants.permits(operation, channel)
+        if who != "token" or realm is self._nowhere:
+            return False
+        if realm.wild(channel):
+            return session.grants.covers(operation, realm.literal(channel))
+        return session.grants.permits(operation, channel)
 
     def open_to_all(self, operation: str, realm: Realm) -> bool:
         """Whether anyone may do this to every channel of a namespace."""
@@ -134,7 +181,8 @@ class Permissions:
                 f"there is no namespace {shown(channel.partition(b':')[0] if b':' in channel else b'')} (hub.namespace)"
             )
         if who == "token" and session.grants.token is not None:
-            return f"token {session.grants.token!r} does not permit it ({session.grants.path}.{operation})"
+            it = "all that it could match" if realm.wild(channel) else "it"
+            return f"token {session.grants.token!r} does not permit {it} ({session.grants.path}.{operation})"
         whom = "tokens only" if who == "token" else "nobody"
         return f"namespace {realm.name!r} allows {operation} to {whom} {realm.key(operation)}"
 

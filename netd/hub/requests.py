@@ -278,7 +278,8 @@ def _subscribe(hub: Hub, session: Session, request: Subscribe) -> None:
         if request.ref is not None:
             session.send(_with_ref(ok, request.ref))
 
-    hub.subscribe(session, valid(channel_of(request)), recover=request.recover, answer=answer)
+    channel = valid(channel_of(request))
+    hub.subscribe(session, channel, recover=request.recover, answer=answer, pattern=request.pattern)
 
 
 def _with_ref(ok: Ok, ref: int | str) -> Ok:
@@ -289,6 +290,7 @@ def _with_ref(ok: Ok, ref: int | str) -> Ok:
         epoch=ok.epoch,
         offset=ok.offset,
         recovered=ok.recovered,
+        pattern=ok.pattern,
     )
 
 
@@ -330,7 +332,7 @@ def _present(hub: Hub, session: Session, channel: bytes) -> list[messages.Client
     if not realm.rules.track_presence:
         why = f"namespace {realm.name!r} does not track it {realm.key('track_presence')}"
         raise Refusal("unsupported", f"cannot see who is in {shown(channel)}: {why}")
-    place = hub.heard.get(channel)
+    place = hub.place(channel)
     if place is None:
         return []
     _bounded(hub, len(place))
@@ -355,6 +357,7 @@ def _bounded(hub: Hub, count: int) -> None:
 def _history(hub: Hub, session: Session, request: AskHistory) -> None:
     channel = valid(channel_of(request))
     hub.allowed(session, "history", channel)
+    hub.one_channel(channel, "read the history of")
     most = hub.config.max_listed
     limit = min(100 if request.limit is None else request.limit, most)
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
 
+from netd.errors import ApplicationError
 from netd.wire.messages import BinaryEvent, TextEvent, data_fields
+from netd.wire.workers import HttpRequest, HttpResponse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,12 +87,20 @@ class MemoryBackplane:
 
 
 class Application(Protocol):
-    """Who gets the messages that are for no channel. Must not block."""
+    """Who gets the messages that are for no channel, and the HTTP requests that are for nobody else. But for `request`
+    nothing of it may block."""
 
     def opened(self, session: Session) -> None: ...
     def message(self, session: Session, data: str | bytes) -> None: ...
-    def closed(self, session: Session) -> None:
-        """The session is in no list and no channel any more; its token is what it last was."""
+    def closed(self, session: Session, code: int, reason: str) -> None:
+        """The session is in no list and no channel any more; its tokens are what they last were."""
+
+    def resumed(self, session: Session, former: str) -> None:
+        """The session has the id of one that has ended, in the place of `former`."""
+
+    async def request(self, request: HttpRequest) -> HttpResponse:
+        """Answer it. Raises ApplicationError. Cancelled, the application is told that nobody waits any more."""
+        ...
 
 
 class Echo:
@@ -100,7 +110,30 @@ class Echo:
         pass
 
     def message(self, session: Session, data: str | bytes) -> None:
-        session.send(TextEvent(text=data) if isinstance(data, str) else BinaryEvent(**data_fields(data)))
+        session.send(application_event(data))
 
-    def closed(self, session: Session) -> None:
+    def closed(self, session: Session, code: int, reason: str) -> None:
         pass
+
+    def resumed(self, session: Session, former: str) -> None:
+        pass
+
+    async def request(self, request: HttpRequest) -> HttpResponse:
+        raise ApplicationError(503, "cannot answer: no worker is connected")
+
+
+def application_event(data: str | bytes) -> TextEvent | BinaryEvent:
+    """What an application says to a session."""
+    return TextEvent(text=data) if isinstance(data, str) else BinaryEvent(**data_fields(data))
+
+
+__all__ = [
+    "Application",
+    "Backplane",
+    "Echo",
+    "HttpRequest",
+    "HttpResponse",
+    "Letter",
+    "MemoryBackplane",
+    "application_event",
+]

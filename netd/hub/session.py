@@ -72,6 +72,7 @@ class Session:
 
     __slots__ = (
         "address",
+        "application_token",
         "buckets",
         "channels",
         "closing",
@@ -87,6 +88,7 @@ class Session:
         "opened",
         "outbox",
         "own_tags",
+        "patterns",
         "placed",
         "refused",
         "resume",
@@ -137,6 +139,8 @@ class Session:
         self.channels: set[bytes] | None = None
         self.placed: set[bytes] | None = None
         """Those of `channels` in which the server side put it: no loss of a permission takes it out of them."""
+        self.patterns = 0
+        """How many of `channels` are patterns."""
         self.messages_in = 0
         self.refused = 0
         self.buckets: dict[str, Bucket] | None = None
@@ -144,6 +148,8 @@ class Session:
         self.resume: bytes | None = None
         """What the secret that resumes it hashes to."""
         self.closing = False
+        self.application_token: bytes | None = None
+        """What the application has set for it, of whatever kind (at most wire.workers.MAX_APPLICATION_TOKEN bytes)."""
 
     def __repr__(self) -> str:
         return f"<Session {self.id} {self.transport} {self.address}>"

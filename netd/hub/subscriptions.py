@@ -9,6 +9,7 @@ Rules:
 - recovery is all or nothing. It fails when a message is gone for good, when there are more than `hub.max_listed`, when
   they have no room in the outbox (found out before they are encoded), or when the namespace does not permit it to this
   session; the client then goes on from the position it is told;
+- a pattern (patterns.py) has no position: nothing is recovered, and it is live with the answer;
 - Joined and Left go to the channel's other subscribers, where its namespace has join_leave: to those that may ask who
   is there, to none that has much waiting, and no more of them than `join_leave_rate`. Nobody is cut off over them.
 """
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from netd.hub import presence
 from netd.hub.channels import Channel
+from netd.hub.patterns import MAX_TOKENS, Pattern
 from netd.hub.permissions import Refusal, shown, valid
 from netd.hub.session import encoded, offer
 from netd.wire.messages import Ok, Position, channel_fields
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from netd.hub.history import Page, Publication
     from netd.hub.hub import Hub
+    from netd.hub.permissions import Realm
     from netd.hub.session import Session
     from netd.wire.messages import Joined, Left
 
@@ -42,28 +45,36 @@ def subscribe(
     recover: Position | None,
     checked: bool,
     answer: Callable[[Ok], None] | None,
+    pattern: bool = False,
 ) -> None:
     """`Hub.subscribe`."""
-    valid(channel)
+    realm = hub.permissions.realm(valid(channel))
     if checked:
         hub.allowed(session, "subscribe", channel)
+    wild = realm.wild(channel)
+    if pattern and not wild:
+        raise _no_pattern(realm, channel)
     if session.closing or hub.sessions.get(session.id) is not session:
         return
     if session.channels is not None and channel in session.channels:
-        if answer is not None:
+        if answer is not None and wild:
+            answer(_ok_pattern(channel, recover))
+        elif answer is not None:
             _tell_position(hub, channel, recover, answer)
         return
     _has_room(hub, session, channel)
+    if wild:
+        if answer is not None:
+            answer(_ok_pattern(channel, recover))
+        if not session.closing:  # its outbox may have been full
+            _enter_pattern(hub, session, channel, realm, placed=not checked)
+        return
     place = hub.heard.get(channel)
     if place is None:
-        place = hub.heard[channel] = Channel(channel, hub.permissions.realm(channel))
-    session.channels = session.channels or set()
-    session.channels.add(channel)
-    if not checked:
-        session.placed = session.placed or set()
-        session.placed.add(channel)
-    hub.subscriptions += 1
+        place = hub.heard[channel] = Channel(channel, realm)
+    _note(hub, session, channel, placed=not checked)
     place.wait(session)
+    realm.changed(channel)
     if recover is None or (checked and not hub.permissions.permits(session, "recover", channel)):
 
         def located(position: Position | None) -> None:
@@ -92,9 +103,14 @@ def unsubscribe(hub: Hub, session: Session, channel: bytes) -> bool:
         session.placed.discard(channel)
         session.placed = session.placed or None
     hub.subscriptions -= 1
+    realm = hub.permissions.realm(channel)
+    if (pattern := realm.pattern(channel)) is not None:
+        _leave_pattern(session, pattern)
+        return True
     place = hub.heard[channel]
     was_live = session in place.subscribers
     place.remove(session)
+    realm.changed(channel)
     if place.idle:
         del hub.heard[channel]
         hub.histories.left(channel, hub.clock())
@@ -106,20 +122,68 @@ def unsubscribe(hub: Hub, session: Session, channel: bytes) -> bool:
 def copy(hub: Hub, source: Session, target: Session) -> int:
     """`Hub.copy_subscriptions`."""
     new = sorted((source.channels or set()) - (target.channels or set()))
+    patterns = 0
     for more, channel in enumerate(new):
-        _has_room(hub, target, channel, more)
+        _has_room(hub, target, channel, more, patterns)
+        patterns += hub.permissions.realm(channel).wild(channel)
     for channel in new:
         subscribe(hub, target, channel, None, False, None)
     return len(new)
 
 
-def _has_room(hub: Hub, session: Session, channel: bytes, more: int = 0) -> None:
-    """Raise Refusal where a bound is in the way of one more subscription (besides `more` others)."""
+def _note(hub: Hub, session: Session, name: bytes, placed: bool) -> None:
+    """It has one more subscription."""
+    session.channels = session.channels or set()
+    session.channels.add(name)
+    if placed:
+        session.placed = session.placed or set()
+        session.placed.add(name)
+    hub.subscriptions += 1
+
+
+def _enter_pattern(hub: Hub, session: Session, name: bytes, realm: Realm, placed: bool) -> None:
+    """Have a session hear all channels that match."""
+    pattern = realm.pattern(name)
+    if pattern is None:
+        pattern = Pattern(name, realm)
+        realm.put(pattern)
+    _note(hub, session, name, placed)
+    session.patterns += 1
+    pattern.add(session)
+    if realm.patterns is not None:
+        realm.patterns.changed()
+
+
+def _leave_pattern(session: Session, pattern: Pattern) -> None:
+    session.patterns -= 1
+    pattern.remove(session)
+    if not len(pattern):
+        pattern.realm.drop(pattern)
+    elif pattern.realm.patterns is not None:
+        pattern.realm.patterns.changed()
+
+
+def _no_pattern(realm: Realm, name: bytes) -> Refusal:
+    what = f"cannot subscribe to {shown(name)} as a pattern"
+    if realm.rules.wildcards:
+        return Refusal("invalid", f'{what}: it has no token "*", nor ">" at its end')
+    realm.refused += 1
+    return Refusal("unsupported", f"{what}: namespace {realm.name!r} allows no wildcards {realm.key('wildcards')}")
+
+
+def _has_room(hub: Hub, session: Session, channel: bytes, more: int = 0, patterns: int = 0) -> None:
+    """Raise Refusal where a bound is in the way of one more subscription (besides `more` others, of which so many are
+    patterns)."""
     config, realm = hub.config, hub.permissions.realm(channel)
-    place = hub.heard.get(channel)
+    place: Channel | Pattern | None
+    if realm.wild(channel):
+        place = realm.pattern(channel)
+        _has_room_for_pattern(hub, session, channel, realm, patterns)
+    else:
+        place = hub.heard.get(channel)
     if len(session.channels or ()) + more >= config.max_subscriptions:
         why = f"a session has at most {config.max_subscriptions} subscriptions (hub.max_subscriptions)"
-    elif place is None and len(hub.heard) >= config.max_channels:
+    elif place is None and not realm.wild(channel) and len(hub.heard) >= config.max_channels:
         why = f"there are {len(hub.heard)} channels already (hub.max_channels)"
     elif place is not None and len(place) >= realm.rules.max_subscribers:
         realm.refused += 1
@@ -127,6 +191,18 @@ def _has_room(hub: Hub, session: Session, channel: bytes, more: int = 0) -> None
     else:
         return
     raise Refusal("too-many", f"cannot subscribe to {shown(channel)}: {why}")
+
+
+def _has_room_for_pattern(hub: Hub, session: Session, name: bytes, realm: Realm, more: int) -> None:
+    what, most = f"cannot subscribe to {shown(name)}", hub.config.max_patterns
+    if name.count(b".") >= MAX_TOKENS:
+        raise Refusal("invalid", f"{what}: a pattern has at most {MAX_TOKENS} tokens")
+    if session.patterns + more >= most:
+        raise Refusal("too-many", f"{what}: a session has at most {most} patterns (hub.max_patterns)")
+    if realm.pattern(name) is None and len(realm.patterns or ()) >= realm.rules.max_patterns:
+        realm.refused += 1
+        why = f"namespace {realm.name!r} has {realm.rules.max_patterns} patterns already {realm.key('max_patterns')}"
+        raise Refusal("too-many", f"{what}: {why}")
 
 
 def _enter(
@@ -142,7 +218,9 @@ def _enter(
     held = place.release(session)
     if held is None:
         return  # it has left meanwhile
+    place.realm.changed(place.name)
     at = 0 if position is None else position.offset
+    all_held = held
     held = [each for each in held if each.offset is None or each.offset > at]
     first = next((each.offset for each in held if each.offset is not None), at + 1)
     late = [(data, each.ephemeral) for each in held if (data := encoded(session.encoder, each.event()))]
@@ -153,6 +231,11 @@ def _enter(
         old = _within(session, missed, outbox.rules.bound - outbox.size - _ANSWER - sum(len(data) for data, _ in late))
     if old is None:
         missed = None
+        patterns = place.realm.patterns
+        if len(held) < len(all_held) and patterns is not None and patterns.reach(session, place.name):
+            # what is before the position, it would have heard through a pattern if it had not waited
+            first = next((each.offset for each in all_held if each.offset is not None), first)
+            late = [(data, each.ephemeral) for each in all_held if (data := encoded(session.encoder, each.event()))]
         at = first - 1
     if answer is not None:
         start = recover if missed is not None and recover is not None else position and Position(position.epoch, at)
@@ -164,6 +247,7 @@ def _enter(
     if session.closing or place.name not in (session.channels or ()):
         return  # its outbox was full, and its subscriptions have ended with it
     place.add(session)
+    place.realm.changed(place.name)
     if place.realm.rules.join_leave and not session.internal:
         _tell(hub, place, presence.joined(place.name, session), but=session)
 
@@ -203,6 +287,10 @@ def _tell(hub: Hub, place: Channel, event: Joined | Left, but: Session | None = 
 def _tell_position(hub: Hub, channel: bytes, recover: Position | None, answer: Callable[[Ok], None]) -> None:
     """For one who hears the channel already: where it is. Nothing is recovered, as nothing may be sent twice."""
     hub.backplane.position(channel, lambda position: answer(_ok(channel, position, None if recover is None else False)))
+
+
+def _ok_pattern(name: bytes, recover: Position | None) -> Ok:
+    return Ok(**channel_fields(name), recovered=None if recover is None else False, pattern=True)
 
 
 def _ok(channel: bytes, position: Position | None, recovered: bool | None) -> Ok:

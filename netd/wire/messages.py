@@ -24,7 +24,7 @@ that have no offset; those with an offset come in the order of their offsets, wh
     hello        version (1), name?, token?, tags? (text to text, 32 at most, no "=" in a key), resume? (from an earlier
                  welcome)
     refresh      token: in the place of the one that the session has, and for the same subject
-    subscribe    C, recover? {epoch, offset}: also what came after that position
+    subscribe    C, recover? {epoch, offset}: also what came after that position; pattern? (false: as the name says)
     unsubscribe  C
     publish      C, D
     direct       to (a session's id, "name:NAME" or "tag:KEY=VALUE"), D
@@ -49,8 +49,8 @@ where the channel has a history; another epoch is another history.
     history      ref?, epoch, offset (the newest there is), messages [message], C
     text         text                                     binary     D
     ping, pong   ts, pad?
-    ok           ref?; subscribe: C, epoch?, offset?, recovered?; publish, direct, broadcast: delivered? (sessions);
-                 refresh: expires?
+    ok           ref?; subscribe: C, epoch?, offset?, recovered?, pattern?; publish, direct, broadcast: delivered?
+                 (sessions); refresh: expires?
     error        ref?, code, message: invalid, denied, not-found, too-large, rate, unsupported, too-many
     close        code? (1000), reason?, retry_after?: the connection ends behind it
 
@@ -61,6 +61,20 @@ may ask who is there are told, not where much waits for them, and not of all whe
 
 `expires` is in how many seconds the token does, where it does. A session whose token has expired stays, without it: it
 is told with an error without `ref`, as it is of each subscription that this ends, and may refresh or say hello again.
+
+PATTERNS. Where a channel's namespace has wildcards (hub.namespace.N.wildcards, off unless configured), a name is a
+pattern if what follows the namespace and its ":", divided by ".", has the token `*`, or `>` as its last. `*` stands for
+exactly one token, `>` for one or more. Tokens may be empty, the namespace is literal, and elsewhere both are bytes like
+any. Where the namespace has none such names are ordinary channels, as they always were: a client that wants a pattern
+or nothing says "pattern":true, and is refused then (unsupported). The ok of a pattern has "pattern":true.
+
+To subscribe to a pattern takes what each channel takes that it can match. It brings the messages of all of them, those
+to come too, with the channel's own name, offset and epoch; a message that several subscriptions of a session match
+comes once. It ends with unsubscribe and the same name. A pattern is no channel: publish is refused (invalid), history
+too (unsupported), and nothing is recovered (asked to, the ok has "recovered":false). Who hears a channel through one is
+not in its presence, and neither tells nor is told joined and left; presence and list of a pattern are those who
+subscribed to just that. When a reload makes a name a pattern, or no pattern any more, subscriptions to it end with an
+error that has C and no ref.
 
 Codes of close are those of RFC 6455 section 7.4.1, and 4008 too slow a reader, 4009 replaced by another connection,
 4010 removed. After an error the connection stays.
@@ -106,6 +120,14 @@ that says something; `=` the whole frame of the JSON above it.
     < {"type":"history","epoch":"x7","offset":3,"messages":[{"type":"message","channel":"a","data":1}],"channel":"a"}
     < {"type":"joined","session":"77aa","name":"beta","channel":"chat:room"}
     < {"type":"left","session":"77aa","channel":"chat:room"}
+    > {"type":"subscribe","channel":"chat:*.news","ref":3}
+      83 a4 74797065 a9 737562736372696265 a7 6368616e6e656c ab 636861743a2a2e6e657773 a3 726566 03
+    < {"type":"ok","channel":"chat:*.news","pattern":true,"ref":3}
+      84 a4 74797065 a2 6f6b a7 6368616e6e656c ab 636861743a2a2e6e657773 a7 7061747465726e c3 a3 726566 03
+    < {"type":"message","channel":"chat:a.news","from":"3f0c","data":"hi","offset":1,"epoch":"q2"}
+    > {"type":"subscribe","channel":"chat:>","pattern":true}
+      83 a4 74797065 a9 737562736372696265 a7 6368616e6e656c a6 636861743a3e a7 7061747465726e c3
+    < {"type":"error","code":"denied","message":"cannot stay subscribed to ...","channel":"chat:>"}
     > {"type":"unsubscribe","channel":"chat:room"}
     > {"type":"ping","ts":1732190000000}
       82 a4 74797065 a4 70696e67 a2 7473 cf 000001934e91d380
@@ -231,6 +253,7 @@ class Subscribe(_Numbered, frozen=True, tag="subscribe"):
     channel: _Name = UNSET
     channel64: _Name64 = UNSET
     recover: Position | None = None
+    pattern: bool = False
 
 
 class Unsubscribe(_Numbered, frozen=True, tag="unsubscribe"):
@@ -389,6 +412,7 @@ class Ok(_Numbered, frozen=True, tag="ok"):
     epoch: str | None = None
     offset: _Count | None = None
     recovered: bool | None = None
+    pattern: bool = False
     delivered: _Count | None = None
     expires: _Seconds | None = None
 

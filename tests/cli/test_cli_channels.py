@@ -25,6 +25,9 @@ MESSAGE |= {"offset": 6, "epoch": "e-1", "time": NOW}
 BYTES = {"from": None, "data": None, "data64": "AP8=", "offset": 7, "epoch": "e-1", "time": NOW}
 
 
+PATTERN = CHAT | {"name": "chat:*", "epoch": None, "offset": None, "history": 0, "pattern": True}
+
+
 def stream(*events, **more):
     """Server-sent events with the ids that the daemon gives them."""
     lines = [
@@ -113,6 +116,19 @@ def test_show_tells_who_hears_it(api, netctl):
         "and 1 more",
     ]
     assert json.loads(netctl("channels", "show", "chat:a", "--json").stdout)["presence"] == [ALICE]
+
+
+def test_patterns(api, netctl):
+    api.answer("GET", "/v1/channels", {"channels": [PATTERN, CHAT | {"pattern": False}], "next": None})
+    assert words(netctl("channels").stdout)[1:] == ["chat:* (pattern) 2", "chat:a 2 5 7 e-1"]
+    api.answer("GET", "/v1/channels/chat:%2A", PATTERN | {"presence": []})
+    said = netctl("channels", "show", "chat:*")
+    assert words(said.stdout)[0] == "chat:* 2 subscribers to all channels that match", said.output
+    api.answer("GET", "/v1/hub", {"hub": HUB | {"patterns": 1}, "reactor": {}})
+    assert "2 channels heard, 1 pattern, 3 subscriptions\n" in netctl("channels", "info").stdout
+    live = stream((None, "subscribed", {"pattern": True}), ("e-1-8", "message", LIVE | {"channel": "chat:\x1bb"}))
+    api.answer("GET", "/v1/channels/chat:%2A/events", live)
+    assert netctl("channels", "tail", "chat:*", "--count", "1").stdout.startswith(r"chat:\x1bb  ")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode
+from contextlib import aclosing
 
 import pytest
 import trio
@@ -12,6 +13,7 @@ import trio.testing
 from netd.control import tail
 from netd.control.routes.messages import shown
 from netd.errors import TooBusy
+from netd.hub.config import HubConfig, Namespace
 from netd.net.http import HttpLimits
 from tests.control.conftest import ROOT, USER
 from tests.control.test_events import Stream
@@ -71,7 +73,15 @@ async def test_channels_that_are_heard_or_have_a_history_by_name(user, host):
     answer = (await user.get("/v1/channels")).json()
     [chat, news] = answer["channels"]
     assert (chat["name"], chat["subscribers"], chat["offset"], chat["history"]) == ("chat:a", 0, 2, 2)
-    assert news == {"name": "news:b", "name64": None, "subscribers": 1, "epoch": None, "offset": None, "history": 0}
+    assert news == {
+        "name": "news:b",
+        "name64": None,
+        "subscribers": 1,
+        "epoch": None,
+        "offset": None,
+        "history": 0,
+        "pattern": False,
+    }
     assert answer["next"] is None
 
 
@@ -103,6 +113,43 @@ async def test_one_channel_and_who_hears_it(user, host):
     assert answer["presence"] == [{"session": "a", "name": "alice", "transport": "framed", "tags": {"device": "alpha"}}]
     error = error_of(await user.get("/v1/channels/chat:b"), 404)
     assert (error["path"], "'chat:b'" in error["message"]) == ("name", True)
+
+
+async def test_patterns_are_shown_with_who_subscribed_to_them_and_are_no_channels(root, reader, host):
+    host.hub.reconfigure(HubConfig(namespace=[Namespace(name="chat", history_size=5, wildcards=True)]))
+    alice = FakeSession(host.hub, id="a")
+    host.hub.subscribe(alice.session, b"chat:*.b", checked=False)
+    say(host, b"chat:a.b", "x")
+    listed = (await root.get("/v1/channels")).json()["channels"]
+    assert [(one["name"], one["subscribers"], one["pattern"]) for one in listed] == [
+        ("chat:*.b", 1, True),
+        ("chat:a.b", 0, False),
+    ]
+    shown = (await root.get("/v1/channels/chat:*.b")).json()
+    assert (shown["pattern"], [one["session"] for one in shown["presence"]]) == (True, ["a"])
+    error_of(await root.get("/v1/channels/chat:*.c"), 404)
+    assert (await root.get("/v1/hub")).json()["hub"]["patterns"] == 1
+    assert "pattern" in error_of(await reader.get("/v1/channels/chat:*.b/history"), 400)["message"]
+    assert "pattern" in error_of(await root.post("/v1/channels/chat:*.b/messages", json={"data": "x"}), 400)["message"]
+    session = (await root.get("/v1/sessions/a")).json()
+    assert session["subscriptions"] == [{"name": "chat:*.b", "name64": None}]
+
+
+async def test_following_a_pattern_shows_each_channel(control, host):
+    host.hub.reconfigure(HubConfig(namespace=[Namespace(name="chat", wildcards=True)]))
+    reader = tail.Tail(host.hub, b"chat:>", None, set())
+    async with aclosing(reader.events()) as events:
+        seen = []
+        async for kind, fields in events:
+            seen.append((kind, fields))
+            if kind == "subscribed":
+                say(host, b"chat:a", "x")
+                say(host, b"chat:b.c", "y")
+            if len(seen) == 3:
+                break
+    assert seen[0] == ("subscribed", {"channel": "chat:>", "pattern": True})
+    assert [(fields["channel"], fields["data"]) for _, fields in seen[1:]] == [("chat:a", "x"), ("chat:b.c", "y")]
+    assert host.hub.patterns() == []
 
 
 NAMES = {"chat:a%2Fb%2Fhistory": b"chat:a/b/history", "%ff%00": b"\xff\x00", "chat:%25ff": b"chat:%ff", "%2e%2e": b".."}

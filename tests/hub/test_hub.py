@@ -414,7 +414,7 @@ def test_hooks_and_the_application_see_sessions_come_and_go():
         def message(self, session, data):
             seen.append(("message", data))
 
-        def closed(self, session):
+        def closed(self, session, code, reason):
             seen.append(("closed", session.token, session.id in room.hub.sessions))
 
     room.hub.application = Recorder()

@@ -26,7 +26,7 @@ def test_the_defaults_allow_clients_nothing_but_the_application():
         ({"token": [{"name": "t", "secret": SECRET}, {"name": "t", "file": "/x"}]}, "'t' twice"),
         ({"namespace": [{"name": "a:b"}]}, "pattern"),
         ({"namespace": [{"name": "a b"}]}, "pattern"),
-        ({"namespace": [{"name": "a", "wildcards": True}]}, "cannot turn wildcards on"),
+        ({"namespace": [{"name": "a", "max_patterns": 0}]}, "greater than or equal to 1"),
         ({"namespace": [{"name": "a", "subscribe": "some"}]}, "anyone"),
         ({"token": [{"name": "t"}]}, "either a secret or a file"),
         ({"token": [{"name": "t", "secret": SECRET, "file": "/x"}]}, "either a secret or a file"),

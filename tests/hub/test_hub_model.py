@@ -11,6 +11,7 @@ Over 600 lines, and one file all the same: the model and the rules that drive it
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,12 +44,21 @@ from tests.hub.room import Person, Position, Room, config, fields, public
 
 SECRET = "a secret of enough characters"
 TOKEN = Token(name="t", secret=SECRET, subscribe=["team:*"], publish=["team:*"], presence=["team:*"])
-CHANNELS = (b"open:1", b"open:2", b"aged:1", b"aged:2", b"team:1", b"nowhere:1", b"open:\xff")
+CHANNELS = (b"open:1", b"open:2", b"aged:1", b"aged:2", b"team:1", b"nowhere:1", b"open:\xff", b"open:1.b", b"team:1.b")
+PATTERNS = {
+    b"open:>": rb"open:.+",
+    b"open:*": rb"open:[^.]*",
+    b"open:*.b": rb"open:[^.]*\.b",
+    b"team:*.>": rb"team:[^.]*\..*",
+    b"aged:>": rb"aged:.+",
+}
+"""Names with wildcards, which are channels where the namespace has none; as regular expressions."""
+NAMES = (*CHANNELS, *PATTERNS)
 CONFIGS = (
     config(
-        public("open", history_size=4, join_leave=True, join_leave_rate=1e6),
+        public("open", history_size=4, join_leave=True, join_leave_rate=1e6, wildcards=True),
         public("aged", history_size=3, history_seconds=10),
-        Namespace(name="team", join_leave=True, join_leave_rate=1e6),
+        Namespace(name="team", join_leave=True, join_leave_rate=1e6, wildcards=True),
         tokens=[TOKEN],
     ),
     config(
@@ -58,11 +68,16 @@ CONFIGS = (
         max_channels=4,
         max_subscriptions=3,
     ),
-    config(public("open", history_size=50, max_subscribers=2), Namespace(name="team", ephemeral=True), tokens=[TOKEN]),
     config(
-        public("open", history_size=50, join_leave=True, join_leave_rate=1e6, recover="nobody"),
-        public("aged", history_size=50, history_seconds=5),
+        public("open", history_size=50, max_subscribers=2, wildcards=True, max_patterns=2),
+        Namespace(name="team", ephemeral=True),
+        tokens=[TOKEN],
+    ),
+    config(
+        public("open", history_size=50, join_leave=True, join_leave_rate=1e6, recover="nobody", wildcards=True),
+        public("aged", history_size=50, history_seconds=5, wildcards=True),
         history_bytes=3000,
+        max_patterns=1,
     ),
 )
 
@@ -115,6 +130,8 @@ class HubModel(RuleBasedStateMachine):
         self.gone: list[tuple[Peer, float]] = []
         self.leaving: list[Peer] = []
         self.squeezed = False
+        self.before: dict[bytes, bool] = {}
+        """While a reload ends subscriptions: which names were patterns before it."""
         self.step = 0
         for policy in (None, "disconnect", None, "drop-oldest", "drop-ephemeral"):
             self.open(700, policy)
@@ -124,9 +141,23 @@ class HubModel(RuleBasedStateMachine):
     def rules_of(self, channel: bytes) -> Namespace | None:
         return next((each for each in self.config.namespace if each.name.encode() == channel.split(b":")[0]), None)
 
+    def wild(self, channel: bytes) -> bool:
+        rules = self.rules_of(channel)
+        return rules is not None and rules.wildcards and channel in PATTERNS
+
     def keeps(self, channel: bytes) -> bool:
         rules = self.rules_of(channel)
-        return rules is not None and rules.history_size > 0
+        return rules is not None and rules.history_size > 0 and not self.wild(channel)
+
+    def audience(self, channel: bytes) -> list[Peer]:
+        """Who hears a channel: its own subscribers, then those of each pattern that matches, everyone once."""
+        matching = [
+            name for name in sorted(PATTERNS) if self.wild(name) and re.fullmatch(PATTERNS[name], channel, re.S)
+        ]
+        found: dict[Peer, None] = {}
+        for name in (channel, *matching):
+            found.update(dict.fromkeys(self.order.get(name, ())))
+        return list(found)
 
     def visible(self, channel: bytes) -> list[tuple[int, float, Message]]:
         rules, record = self.rules_of(channel), self.records[channel]
@@ -147,6 +178,8 @@ class HubModel(RuleBasedStateMachine):
         if peer.ended:
             return False
         size = len(messages.encode(what, "json")) if not isinstance(what, tuple) else 0
+        if isinstance(what, Error):
+            what = ("error", what.code, what.ref)
         rules = peer.person.rules
         if peer.size + size > rules.bound:
             if rules.policy == "drop-ephemeral":
@@ -194,10 +227,10 @@ class HubModel(RuleBasedStateMachine):
 
     def tells(self, channel: bytes) -> bool:
         rules = self.rules_of(channel)
-        return rules is not None and rules.join_leave
+        return rules is not None and rules.join_leave and not self.before.get(channel, self.wild(channel))
 
     def hand_out(self, channel: bytes, what: Any, priority: int = 128, ephemeral: bool = False) -> int:
-        return sum(self.send(peer, what, priority, ephemeral) for peer in list(self.order.get(channel, ())))
+        return sum(self.send(peer, what, priority, ephemeral) for peer in self.audience(channel))
 
     def news(self, channel: bytes, what: Any) -> None:
         """Of who comes and goes: for those who may ask, and have little waiting."""
@@ -330,7 +363,27 @@ class HubModel(RuleBasedStateMachine):
         self.peers.append(peer)
         self.send(peer, ("welcome", peer.id))
 
-    @rule(number=st.integers(0, 7), channel=st.sampled_from(CHANNELS), recover=st.integers(0, 30) | st.none())
+    def room_for(self, peer: Peer, names: list[bytes]) -> bool:
+        """Whether one may have these subscriptions besides its own."""
+        heard = sum(not self.wild(name) for name in self.order)
+        patterns = sum(self.wild(name) for name in peer.hears)
+        for more, name in enumerate(names):
+            rules, there = self.rules_of(name), self.order.get(name)
+            if len(peer.hears) + more >= self.config.max_subscriptions:
+                return False
+            if there is not None and rules is not None and len(there) >= rules.max_subscribers:
+                return False
+            if self.wild(name):
+                assert rules is not None
+                others = [each for each in self.order if self.wild(each) and self.rules_of(each) is rules]
+                if patterns >= self.config.max_patterns or (there is None and len(others) >= rules.max_patterns):
+                    return False
+                patterns += 1
+            elif there is None and heard >= self.config.max_channels:
+                return False
+        return True
+
+    @rule(number=st.integers(0, 7), channel=st.sampled_from(NAMES), recover=st.integers(0, 30) | st.none())
     def subscribe(self, number: int, channel: bytes, recover: int | None) -> None:
         if (peer := self.pick(number)) is None:
             return
@@ -339,15 +392,7 @@ class HubModel(RuleBasedStateMachine):
             channel, since = self.positions[recover % len(self.positions)]
         request = Subscribe(ref=1, recover=since, **fields(channel))
         hub, session = self.room.hub, peer.person.session
-        room_there = channel in peer.hears or (
-            len(peer.hears) < self.config.max_subscriptions
-            and (channel in self.order or len(self.order) < self.config.max_channels)
-            and (
-                channel not in self.order
-                or self.rules_of(channel) is None
-                or len(self.order[channel]) < self.rules_of(channel).max_subscribers
-            )
-        )
+        room_there = channel in peer.hears or self.room_for(peer, [channel])
         if peer.slow:
             try:
                 hub.subscribe(session, channel, checked=False)
@@ -367,7 +412,7 @@ class HubModel(RuleBasedStateMachine):
         missed: list[Message] = []
         start: Position | None = None
         recovered = None if since is None else False
-        if self.keeps(channel):
+        if self.keeps(channel) and not (already and peer.slow):  # who asks for no answer and is there changes nothing
             record = self.record(channel)
             self.reconcile()  # asking may have made room for this one
             record = self.record(channel)
@@ -380,7 +425,7 @@ class HubModel(RuleBasedStateMachine):
             self.positions = [*self.positions[-30:], (channel, Position(record.epoch, record.offset))]
         if not peer.slow:
             place = {} if start is None else {"epoch": start.epoch, "offset": start.offset}
-            self.send(peer, Ok(ref=1, recovered=recovered, **place, **fields(channel)))
+            self.send(peer, Ok(ref=1, recovered=recovered, pattern=self.wild(channel), **place, **fields(channel)))
             for message in missed:
                 self.send(peer, message)
         if not already:
@@ -391,7 +436,7 @@ class HubModel(RuleBasedStateMachine):
             others.append(peer)
             self.settle()
 
-    @rule(number=st.integers(0, 7), channel=st.sampled_from(CHANNELS))
+    @rule(number=st.integers(0, 7), channel=st.sampled_from(NAMES))
     def unsubscribe(self, number: int, channel: bytes) -> None:
         if (peer := self.pick(number)) is None:
             return
@@ -407,7 +452,7 @@ class HubModel(RuleBasedStateMachine):
 
     @rule(
         number=st.integers(0, 7) | st.none(),
-        channel=st.sampled_from(CHANNELS),
+        channel=st.sampled_from(NAMES),
         data=st.sampled_from(["x", "y" * 200, "é" * 40, {"a": [1, None]}, 7]),
         priority=st.sampled_from([128, 128, 128, 3, 200]),
         ephemeral=st.booleans(),
@@ -416,12 +461,18 @@ class HubModel(RuleBasedStateMachine):
         hub = self.room.hub
         peer = None if number is None else self.pick(number, slow=False)
         if peer is None:
-            reached = hub.publish(channel, data, priority=priority, ephemeral=ephemeral)
+            try:
+                reached = hub.publish(channel, data, priority=priority, ephemeral=ephemeral)
+            except Refusal:
+                assert self.wild(channel)
+                return
             assert reached == self.publish(channel, None, data, priority, ephemeral)
             return
         request = Publish(ref=3, data=data, priority=priority, ephemeral=ephemeral, **fields(channel))
         hub.handle(peer.person.session, request)
-        if self.may(peer, "publish", channel):
+        if self.wild(channel) and self.may(peer, "publish", channel):
+            self.send(peer, ("error", "invalid", 3))
+        elif self.may(peer, "publish", channel):
             delivered = self.publish(channel, peer, data, priority, ephemeral)
             self.send(peer, Ok(ref=3, delivered=delivered))
         else:
@@ -484,10 +535,7 @@ class HubModel(RuleBasedStateMachine):
         if source is None or target is None:
             return
         new = sorted(set(source.hears) - set(target.hears))
-        fits = len(target.hears) + len(new) <= self.config.max_subscriptions or not new
-        for channel in new:
-            rules = self.rules_of(channel)
-            fits = fits and (rules is None or len(self.order[channel]) < rules.max_subscribers)
+        fits = self.room_for(target, new)
         try:
             assert self.room.hub.copy_subscriptions(source.id, target.id) == len(new)
         except Refusal:
@@ -530,6 +578,7 @@ class HubModel(RuleBasedStateMachine):
     def reconfigure(self, number: int) -> None:
         self.squeezed = True
         self.room.hub.reconfigure(CONFIGS[number])
+        wild = self.before = {name: self.wild(name) for name in PATTERNS}
         self.config = CONFIGS[number]
         for peer in self.peers:
             peer.token &= bool(self.config.token)
@@ -540,10 +589,26 @@ class HubModel(RuleBasedStateMachine):
                 del record.entries[: -self.rules_of(channel).history_size]
         for peer in list(self.peers):
             for channel, placed in sorted(peer.hears.items()):
-                if not placed and not self.may(peer, "subscribe", channel):
+                if peer.ended:
+                    break
+                changed = wild.get(channel, False) is not self.wild(channel)
+                if changed or (not placed and not self.may(peer, "subscribe", channel)):
                     self.leave(peer, channel)
                     self.settle()
-                    self.send(peer, ("error", "denied", None))
+                    self.send(peer, self.end_of_meaning(channel) if changed else ("error", "denied", None))
+                    self.settle()
+
+        self.before = {}
+
+    def end_of_meaning(self, channel: bytes) -> Error:
+        """What one is told whose subscription became a pattern, or is none any more. The slow are told it too."""
+        rules, name = self.rules_of(channel), channel.decode()
+        if rules is None:
+            why = "there is no such namespace any more (hub.namespace)"
+        else:
+            what = "takes names with wildcards for patterns now" if rules.wildcards else "allows no wildcards"
+            why = f"namespace {rules.name!r} {what} (hub.namespace.{self.config.namespace.index(rules)}.wildcards)"
+        return Error(code="denied", message=f"cannot stay subscribed to {name!r}: {why}", channel=name)
 
     @rule(restart=st.booleans())
     def save(self, restart: bool) -> None:
@@ -589,12 +654,15 @@ class HubModel(RuleBasedStateMachine):
             assert peer.person.outbox.size <= peer.person.rules.bound
             if not peer.slow and peer.secret is None:
                 self.compare(peer)
-        for channel in CHANNELS:
+        for channel in NAMES:
+            assert hub.channel(channel).pattern is self.wild(channel)
             assert [each.session for each in hub.presence(channel)] == [peer.id for peer in self.order.get(channel, ())]
         for peer, _ in self.gone[-3:]:
             self.compare(peer)
         info = hub.info()
-        assert (info.sessions, info.channels) == (len(self.peers), len(self.order))
+        patterns = sum(self.wild(name) for name in self.order)
+        assert (info.sessions, info.channels) == (len(self.peers), len(self.order) - patterns)
+        assert info.patterns == patterns
         assert info.subscriptions == sum(len(peer.hears) for peer in self.peers)
         assert info.history_bytes <= self.config.history_bytes
         assert info.histories <= self.config.max_channels

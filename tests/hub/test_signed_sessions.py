@@ -9,7 +9,7 @@ from netd.hub.config import HubConfig, Key, Namespace, Token
 from netd.hub.expiry import Expiries
 from netd.hub.revocations import Revocations
 from netd.hub.tokens import Tokens
-from netd.wire.messages import Error, Hello, Ok, Publish, Refresh
+from netd.wire.messages import Error, Hello, Ok, Publish, Refresh, Subscribe
 from tests.hub.room import Room, config
 from tests.support.signed import ED, NOW, OTHER_ED, RSA, SECRET, issue, public
 
@@ -152,6 +152,23 @@ def test_refresh_keeps_what_is_still_allowed_and_ends_the_rest(room):
     assert alice.session.channels == {b"chat:a"}
     assert room.hub.find("tag:team=b") == [alice.session]
     assert room.hub.find("tag:team=a") == []
+
+
+def test_a_subscription_with_wildcards_is_held_to_what_the_token_covers_now():
+    room = Room(settings().model_copy(update={"namespace": [Namespace(name="chat", wildcards=True)]}))
+    alice, bob = room.person(), room.person()
+    alice.hello(token=issue(netd={"subscribe": ["chat:a.*"]}))
+    bob.hello(token=issue(netd={"subscribe": ["chat:*"]}))
+    for person in (alice, bob):
+        person.hear("chat:a.>")
+    (said,) = denied(alice.ask(Subscribe(channel="chat:*.b", ref=1)))
+    assert "does not permit all that it could match (its claim netd or hub.key.0.subscribe)" in said
+    (_, error) = bob.ask(Refresh(token=issue(exp=NOW + 90, netd={"subscribe": ["chat:b*"]}), ref=2))
+    assert (error.channel, bob.session.channels) == ("chat:a.>", None)
+    room.now += 60
+    room.hub.expire()
+    assert len(denied(alice.heard())) == 2
+    assert (alice.session.channels, alice.session.patterns, room.hub.patterns()) == (None, 0, [])
 
 
 def test_refresh_is_for_the_same_subject(room):

@@ -47,7 +47,8 @@ LastEventId = Annotated[str | None, Header(alias="Last-Event-ID", pattern=_POSIT
 
 class ChannelView(BaseModel):
     """A channel now. `name64` is its name in base64 where it is no text. `history` counts the messages that are kept;
-    `epoch` and `offset` are of the newest message, null where the namespace keeps none."""
+    `epoch` and `offset` are of the newest message, null where the namespace keeps none. `pattern`: it is no channel but
+    a subscription with wildcards; who hears a channel through one is not among the channel's subscribers."""
 
     name: str | None
     name64: str | None
@@ -55,6 +56,7 @@ class ChannelView(BaseModel):
     epoch: str | None
     offset: int | None
     history: int
+    pattern: bool
 
 
 class ChannelList(BaseModel):
@@ -114,7 +116,7 @@ def router(host: Host) -> APIRouter:
             str | None, Query(pattern=r"^([0-9a-f]{2}){1,255}$", description="`next` of an earlier answer.")
         ] = None,
     ) -> ChannelList:
-        """Every channel that is heard or has a history, by name."""
+        """Every channel that is heard or has a history, and every pattern that is subscribed to, by name."""
         behind = bytes.fromhex(after) if after is not None else None
         found = host.hub.channels(prefix.encode(), behind, limit + 1)  # one more tells whether there are more
         more = found[limit - 1].name.hex() if len(found) > limit else None
@@ -122,7 +124,7 @@ def router(host: Host) -> APIRouter:
 
     @routes.get("/channels/{name}")
     async def get_channel(name: Name, caller: Read) -> WholeChannel:
-        """One channel and who hears it. 404 for one that nobody hears and that has no history."""
+        """One channel, or pattern, and who hears it. 404 for one that nobody hears and that has no history."""
         channel = _channel(name)
         info = host.hub.channel(channel)
         if not info.subscribers and info.epoch is None:
@@ -187,6 +189,7 @@ def _view(info: ChannelInfo) -> ChannelView:
         epoch=info.epoch,
         offset=info.offset,
         history=info.history,
+        pattern=info.pattern,
     )
 
 
