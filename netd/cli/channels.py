@@ -235,7 +235,7 @@ def _follows(message: dict[str, Any], position: str | None) -> bool:
 
 def _message_line(message: dict[str, Any]) -> str:
     """One message as a line: when, where in the history, who, what."""
-    from netd.cli.framed_view import shown
+    from netd.cli.message_view import shown
     from netd.cli.output import clock, printable
     from netd.cli.trace_path import number
 

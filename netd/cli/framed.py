@@ -5,15 +5,14 @@ framed_dial.py.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from netd.cli.connections import connections_command
 from netd.cli.framed_dial import address_argument, dial_options
-from netd.cli.options import by_id, call, common_options, invocation, json_option
-
-if TYPE_CHECKING:
-    from netd.client.control import ControlClient
+from netd.cli.options import call, common_options, invocation, json_option
+from netd.cli.talk_options import TALKING, check_recover, linger_option, listen_options
 
 
 @click.group(short_help="Framed TCP: info, connections; send, listen, connect, bench.")
@@ -38,38 +37,19 @@ def info() -> None:
     if invocation().json:
         print_json(status)
         return
-    from netd.cli.framed_view import print_status
+    from netd.cli.connections_view import print_status
+    from netd.cli.output import Column
 
-    print_status(status)
+    about = [
+        (Column("MODE"), lambda one: one.get("mode")),
+        (Column("CODEC", spare=2), lambda one: one.get("codec")),
+        (Column("TLS", spare=1), lambda one: "yes" if one.get("tls") else "no"),
+        (Column("HANDSHAKE", spare=3), lambda one: one.get("handshake")),
+    ]
+    print_status("framed", status, about)
 
 
-@framed.command()
-@click.argument("session_id", metavar="[ID]", required=False)
-@click.option(
-    "--limit", "-n", type=click.IntRange(1, 10_000), default=100, show_default=True, metavar="N", help="Show at most N."
-)
-@common_options
-def connections(session_id: str | None, limit: int) -> None:
-    """The connections that are here, the oldest first; with a session's ID, all about that one."""
-
-    async def ask(client: ControlClient) -> dict[str, Any]:
-        if session_id is None:
-            return await client.framed_connections(limit=limit)
-        where = "netctl framed connections"
-        return await by_id(client.framed_connection(session_id), id=("connection", session_id, where))
-
-    answer = call(ask)
-    from netd.cli.output import print_json
-
-    if invocation().json:
-        print_json(answer)
-        return
-    from netd.cli.framed_view import print_connection, print_connections
-
-    if session_id is None:
-        print_connections(answer)
-    else:
-        print_connection(answer)
+framed.add_command(connections_command("framed"))
 
 
 # --- a client ---------------------------------------------------------------------------------------------------------
@@ -103,21 +83,14 @@ def send(address: str, data: str | None, **how: Any) -> None:
         )
     from netd.cli import framed_send
     from netd.cli.data import read_data
-    from netd.cli.framed_dial import run
+    from netd.cli.dial import run
 
     run(framed_send.send, address, read_data(data), as_json=invocation().json, **how)
 
 
 @framed.command()
 @address_argument()
-@click.argument("channels", metavar="[CHANNEL]...", nargs=-1)
-@click.option("--count", type=click.IntRange(1), metavar="N", help="End after N messages.")
-@click.option("--presence", is_flag=True, help="Show who joins and leaves, too.")
-@click.option(
-    "--recover",
-    metavar="POSITION",
-    help='Begin after EPOCH:OFFSET, as a message shows it, or with all that the channel keeps: "start".',
-)
+@listen_options
 @dial_options
 @json_option
 def listen(address: str, channels: tuple[str, ...], **how: Any) -> None:
@@ -125,52 +98,22 @@ def listen(address: str, channels: tuple[str, ...], **how: Any) -> None:
 
     A lost connection is made again, and what was missed is fetched; what cannot be fetched is shown as a gap.
     """
-    if how["recover"] is not None and not channels:
-        raise click.UsageError("--recover goes with a CHANNEL")
-    if how["recover"] not in (None, "start") and len(channels) > 1:
-        raise click.UsageError("a position is one channel's: give a single CHANNEL with --recover")
+    check_recover(how, channels)
     from netd.cli import framed_talk
-    from netd.cli.framed_dial import run
+    from netd.cli.dial import run
 
-    if how["recover"] not in (None, "start"):
-        how["recover"] = framed_talk.parse_position(how["recover"])
     run(framed_talk.listen, address, channels=channels, as_json=invocation().json, **how)
 
 
-@framed.command()
+@framed.command(help=TALKING)
 @address_argument()
 @click.option("--plain", is_flag=True, help="Lines are plain payloads, not operations.")
-@click.option(
-    "--linger",
-    type=click.FloatRange(0, 3600),
-    default=0.5,
-    show_default=True,
-    metavar="SECONDS",
-    help="After the end of input, stay until nothing came for so long.",
-)
+@linger_option
 @dial_options
 @json_option
 def connect(address: str, **how: Any) -> None:
-    """Talk by hand: lines go out, what comes is printed. Input may be a pipe.
-
-    \b
-    /sub CHANNEL         hear a channel
-    /unsub CHANNEL       no longer
-    /pub CHANNEL TEXT    publish
-    /use CHANNEL         lines are published there
-    /direct WHOM TEXT    to sessions
-    /broadcast TEXT      to everybody
-    /list [CHANNEL]      who is connected
-    /presence CHANNEL    who is in it
-    /history CHANNEL     what it keeps
-    /ping                there and back
-    /help                this list
-    /quit
-
-    Other lines go to the daemon's application (which echoes them unless there is one).
-    """
     from netd.cli import framed_talk
-    from netd.cli.framed_dial import run
+    from netd.cli.dial import run
 
     run(framed_talk.connect, address, as_json=invocation().json, **how)
 
@@ -192,6 +135,6 @@ def bench(address: str, **how: Any) -> None:
     This client is a Python process: with small messages it may be what is measured.
     """
     from netd.cli import framed_bench
-    from netd.cli.framed_dial import run
+    from netd.cli.dial import run
 
     run(framed_bench.bench, address, as_json=invocation().json, **how)

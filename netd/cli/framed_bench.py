@@ -5,7 +5,6 @@
 Rules:
 - a message's time is from the send call that carried it to the read that brought it back, so it includes the time in
   which this process was busy with other connections;
-- times are counted in classes of 1 %, so that a long run takes no more memory than a short one;
 - what came back during the last moments is counted, what is then still under way is not.
 
 Left out: servers of other makes side by side (tests/bench).
@@ -13,20 +12,20 @@ Left out: servers of other makes side by side (tests/bench).
 
 from __future__ import annotations
 
-import math
 import sys
 import time
-from collections import Counter, deque
+from collections import deque
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, cast
 
 import trio
 
+from netd.cli.bench import Times, quantiles, show_progress
 from netd.cli.framed_dial import client_of
 from netd.cli.output import Column, console, milliseconds, print_json, table
 from netd.cli.output import size as readable_size
-from netd.client.framed_connection import first_payloads, load_signer
-from netd.client.framed_link import dial
+from netd.client.framed_wire import first_payloads, load_signer
+from netd.client.link import dial
 from netd.errors import DaemonUnreachable, RequestFailed
 from netd.wire import messages
 from netd.wire.framing import FrameDecoder, FrameLimits, frame
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from netd.client.framed import FramedClient
-    from netd.client.framed_link import Link
+    from netd.client.link import Link
 
 _INLINE = 32 * 1024
 """Bytes in flight up to which a connection sends and receives in turn; beyond, both ends could wait for each other."""
@@ -44,32 +43,6 @@ _LIMITED = (
     "it may have reached a limit (framed.connections_per_address, framed.max_connections): "
     "netctl framed info counts whom it did not let in"
 )
-_STEP = math.log(1.01)
-
-
-class Times:
-    """How long messages took, in classes of 1 %."""
-
-    def __init__(self) -> None:
-        self._classes: Counter[int] = Counter()
-        self.count = 0
-        self.longest = 0.0
-
-    def add(self, seconds: float, count: int) -> None:
-        self._classes[round(math.log(max(seconds, 1e-9)) / _STEP)] += count
-        self.count += count
-        self.longest = max(self.longest, seconds)
-
-    def quantile(self, share: float) -> float | None:
-        """Seconds that this share of the messages took at most."""
-        if not self.count:
-            return None
-        seen = 0
-        for number in sorted(self._classes):
-            seen += self._classes[number]
-            if seen >= share * self.count:
-                return min(math.exp(number * _STEP), self.longest)
-        return self.longest
 
 
 class Flight:
@@ -134,7 +107,7 @@ async def _measure(run: Run, links: list[Link], seconds: float, *, quietly: bool
         await run.first_answer()
         run.begin()
         if sys.stderr.isatty() and not quietly:
-            nursery.start_soon(run.show_progress)
+            nursery.start_soon(show_progress, lambda: run.times.count)
         await trio.sleep(seconds)
         run.finish()
         nursery.cancel_scope.cancel()
@@ -241,21 +214,9 @@ class Run:
             return DaemonUnreachable(f"{what} a connection")
         return DaemonUnreachable(f"{what} one of {self._connections} before it said anything; {_LIMITED}")
 
-    async def show_progress(self) -> None:
-        out = console(stderr=True)
-        with out.status("") as status:
-            before, at = 0, time.perf_counter()
-            while True:
-                await trio.sleep(0.5)
-                now = time.perf_counter()
-                rate = (self.times.count - before) / (now - at)
-                status.update(f"{rate:,.0f} messages/s")
-                before, at = self.times.count, now
-
     def report(self, size: int, connections: int, window: int) -> dict[str, Any]:
         seconds = max(self._ended - self._began, 1e-9)
         rate = self.times.count / seconds
-        times = {"p50": self.times.quantile(0.5), "p99": self.times.quantile(0.99), "max": self.times.longest}
         return {
             "address": str(self._client.address),
             "size": size,
@@ -266,7 +227,7 @@ class Run:
             "messages": self.times.count,
             "messages_per_second": round(rate, 1),
             "megabytes_per_second": round(rate * size / 1e6, 3),
-        } | {f"{name}_ms": round(value * 1000, 4) if value is not None else None for name, value in times.items()}
+        } | quantiles(self.times)
 
 
 class _Sender:

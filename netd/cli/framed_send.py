@@ -1,7 +1,7 @@
 """What `netctl framed send` does: plain payloads or operations out, and whether the peer took them.
 
 Rules:
-- of operations the last is confirmed, which says that all were seen; refusals of the others have come by then;
+- operations are sent and confirmed as sending.py says;
 - nobody confirms a plain payload. So its sender stays until nothing came for QUIET seconds, MOST at most: a daemon that
   refuses says so at once. A peer that hangs up then without a word may have taken it or not: that is no success;
 - a refusal is an `error` or `close` of the message vocabulary, which a peer says in JSON or MessagePack whatever the
@@ -11,23 +11,21 @@ Rules:
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import click
 import trio
 
 from netd.cli.data import operation_data, plain_value
-from netd.cli.framed_dial import client_of, warn
-from netd.cli.framed_talk import writer
-from netd.cli.output import counted, print_json, size
+from netd.cli.framed_dial import client_of
+from netd.cli.sending import deliver, pieces_of, print_report, repeated
+from netd.cli.talk import writer
 from netd.errors import DaemonUnreachable, ProtocolError, RequestFailed
 from netd.wire import messages
 from netd.wire.codecs import codec as codec_of
 from netd.wire.messages import CloseCode
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Callable, Iterator
 
     from netd.client.framed import FramedClient
 
@@ -54,7 +52,7 @@ async def send(
     **how: Any,
 ) -> int:
     """Send each message `count` times."""
-    pieces = [piece for piece in data.splitlines() if piece] if lines else [data]
+    pieces = pieces_of(data, lines)
     total = len(pieces) * count
     started = time.monotonic()
     report: dict[str, Any] = {"sent": total}
@@ -68,50 +66,19 @@ async def send(
         framed = how["framing"] != "none"
         async with client_of(address, how, reconnect=False) as client:
             sender = _Plain(client, payloads, codec=name, framed=framed, answers=total if answer else 0)
-            await sender.send(_repeated(payloads, count), priority, writer(as_json))
+            await sender.send(repeated(payloads, count), priority, writer(as_json))
             counters = client.telemetry().counters
     else:
         values = [operation_data(piece, form) for piece in pieces]
-        more: dict[str, Any] = {"priority": priority, "ephemeral": ephemeral}
         async with client_of(address, how, reconnect=False) as client:
-            deliver: Callable[..., Awaitable[int | None]] = (
-                (lambda value, confirm: client.publish(channel, value, confirm=confirm, **more))
-                if channel
-                else (lambda value, confirm: client.direct(to, value, confirm=confirm, **more))
-                if to
-                else (lambda value, confirm: client.broadcast(value, confirm=confirm, **more))
+            report, code = await deliver(
+                client, values, count, channel=channel, to=to, priority=priority, ephemeral=ephemeral
             )
-            for number, value in enumerate(_repeated(values, count), 1):
-                delivered = await deliver(value, number == total)
-            if total and delivered is not None:
-                report["delivered"] = delivered
-            if refused := _refusals(client):
-                report["refused"] = len(refused)
-                warn(f"{len(refused)} of {total} were refused: {refused[0].message}")
-                code = 1
             counters = client.telemetry().counters
     report |= {"bytes": counters.bytes_out, "seconds": round(time.monotonic() - started, 6)}
-    if as_json and not answer:
-        print_json(report)
-    elif not as_json and (total > 1 or not plain) and not answer:
-        reached = f", to {report['delivered']}" if "delivered" in report else ""
-        click.echo(f"sent {counted(total, 'message')}{reached}, {size(report['bytes'])} in {report['seconds']:.3g} s")
+    if not answer:
+        print_report(report, as_json=as_json, quiet=plain and total == 1)
     return code
-
-
-def _repeated(values: list[Any], count: int) -> Iterator[Any]:
-    for _ in range(count):
-        yield from values
-
-
-def _refusals(client: FramedClient) -> list[messages.Error]:
-    """Errors for messages that nobody waited for. All are here: the confirmation came behind them."""
-    found: list[messages.Error] = []
-    with suppress(trio.WouldBlock, StopAsyncIteration):
-        while True:
-            if isinstance(event := client.receive_nowait(), messages.Error):
-                found.append(event)
-    return found
 
 
 class _Plain:

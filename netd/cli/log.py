@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 LOGGERS = (
     "netd.anomaly",
+    "netd.backplane",
+    "netd.broker",
     "netd.control",
     "netd.daemon",
     "netd.framed",
@@ -22,10 +24,12 @@ LOGGERS = (
     "netd.net",
     "netd.reactor",
     "netd.runtime",
+    "netd.sessions",
     "netd.settings",
     "netd.store",
     "netd.systemd",
     "netd.trace",
+    "netd.worker",
 )
 """Those of netd itself, for a hint only: libraries have theirs, and a daemon of another version may have others."""
 

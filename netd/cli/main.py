@@ -25,9 +25,12 @@ NOUNS = {
     "log": "Show or change log levels while the daemon runs.",
     "trace": "The path to each client: watch, list, show, run.",
     "framed": "Framed TCP: info, connections; send, listen, connect, bench.",
+    "broker": "WebSockets: info, channels; connect, publish, subscribe, bench.",
+    "workers": "Application workers: list, show, drain.",
     "sessions": "Who is connected: list, show, kick, send.",
     "channels": "What is said: list, info, show, publish, tail, history.",
     "tokens": "Signed tokens (JWT): list, revoke.",
+    "nodes": "The machines that are one hub over Redis.",
     "anomaly": "Sessions that behave unlike themselves.",
     "completion": "Print a completion script for bash, zsh or fish.",
 }

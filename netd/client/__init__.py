@@ -14,15 +14,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from netd.client.broker import BrokerClient
+    from netd.client.broker_sync import SyncBrokerClient
     from netd.client.control import ControlClient, default_socket
     from netd.client.framed import FramedClient
-    from netd.client.framed_options import ClientTls, Reconnect
-    from netd.client.framed_session import Gap, Subscription
-    from netd.client.framed_state import State, Telemetry
     from netd.client.framed_sync import SyncFramedClient
+    from netd.client.options import ClientTls, Reconnect
+    from netd.client.state import State, Telemetry
     from netd.client.stream import EventStream, ServerEvent
+    from netd.client.subscription import Gap, Subscription
 
 __all__ = [
+    "BrokerClient",
     "ClientTls",
     "ControlClient",
     "EventStream",
@@ -32,21 +35,24 @@ __all__ = [
     "ServerEvent",
     "State",
     "Subscription",
+    "SyncBrokerClient",
     "SyncFramedClient",
     "Telemetry",
     "default_socket",
 ]
 
 _HOMES = {
-    "ClientTls": "netd.client.framed_options",
+    "BrokerClient": "netd.client.broker",
+    "ClientTls": "netd.client.options",
     "ControlClient": "netd.client.control",
     "FramedClient": "netd.client.framed",
-    "Gap": "netd.client.framed_session",
-    "Reconnect": "netd.client.framed_options",
-    "State": "netd.client.framed_state",
-    "Subscription": "netd.client.framed_session",
+    "Gap": "netd.client.subscription",
+    "Reconnect": "netd.client.options",
+    "State": "netd.client.state",
+    "Subscription": "netd.client.subscription",
+    "SyncBrokerClient": "netd.client.broker_sync",
     "SyncFramedClient": "netd.client.framed_sync",
-    "Telemetry": "netd.client.framed_state",
+    "Telemetry": "netd.client.state",
     "default_socket": "netd.client.control",
     "EventStream": "netd.client.stream",
     "ServerEvent": "netd.client.stream",

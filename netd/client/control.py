@@ -9,7 +9,7 @@ Rules:
 - every wait has a bound (`timeout`, plus what the caller asked the daemon to wait), every answer a largest size;
 - the shapes of what comes back are in shapes.py; what the daemon adds later passes through untouched.
 
-Calls about sessions, channels and anomaly scores are in control_messaging.py.
+Calls about sessions, channels and anomaly scores are in control_messaging.py, about workers in control_workers.py.
 
 Left out: presentation (netd/cli) and the services' own transports.
 """
@@ -27,6 +27,7 @@ import trio
 
 from netd import __version__
 from netd.client.control_messaging import MessagingCalls
+from netd.client.control_workers import WorkerCalls
 from netd.client.failures import unreachable
 from netd.client.stream import EventStream, ServerEvent, read_bounded
 from netd.errors import DaemonUnreachable, NetdError, ProtocolError, RequestFailed, VersionMismatch
@@ -55,7 +56,7 @@ def default_socket() -> Path:
     return Path(os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET)
 
 
-class ControlClient(MessagingCalls):
+class ControlClient(MessagingCalls, WorkerCalls):
     """One daemon. Use it as `async with`; methods may run concurrently. `timeout` is seconds for an answer."""
 
     def __init__(self, socket: Path | str | None = None, *, timeout: float = 10.0) -> None:
@@ -280,6 +281,20 @@ class ControlClient(MessagingCalls):
     async def framed_connection(self, session_id: str) -> dict[str, Any]:
         """One connection, by its session's id."""
         return await self._get(f"/v1/framed/connections/{_part(session_id)}")
+
+    # --- broker ------------------------------------------------------------------------------------------------------
+
+    async def broker(self) -> shapes.BrokerStatus:
+        """The broker's snapshot: listeners, connections, sums, limits. `running` says whether there is one."""
+        return cast("shapes.BrokerStatus", await self._get("/v1/broker"))
+
+    async def broker_connections(self, *, limit: int = 1000) -> dict[str, Any]:
+        """`connections` that are here, the oldest first, at most `limit`; and how many there are in `total`."""
+        return await self._call("GET", "/v1/broker/connections", params=[("limit", str(limit))], expect="connections")
+
+    async def broker_connection(self, session_id: str) -> dict[str, Any]:
+        """One connection, by its session's id."""
+        return await self._get(f"/v1/broker/connections/{_part(session_id)}")
 
     # --- requests ----------------------------------------------------------------------------------------------------
 

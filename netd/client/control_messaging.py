@@ -110,6 +110,12 @@ class MessagingCalls:
         body = {key: value for key, value in given.items() if value is not None}
         return cast("shapes.Revoked", await self._call("POST", "/v1/tokens/revoked", body=body))
 
+    # --- nodes -------------------------------------------------------------------------------------------------------
+
+    async def nodes(self) -> shapes.NodeList:
+        """The machines that are one hub, this one first, and how Redis is doing."""
+        return cast("shapes.NodeList", await self._call("GET", "/v1/nodes", expect="nodes"))
+
     # --- channels ----------------------------------------------------------------------------------------------------
 
     async def hub(self) -> dict[str, Any]:

@@ -174,6 +174,50 @@ class Revoked(RevokedToken):
     ended: int
 
 
+class Node(TypedDict):
+    """`queue`: messages that wait for Redis; `seen`: seconds since the epoch, by its own clock; `here`: this one."""
+
+    node: str
+    name: str
+    address: str | None
+    version: str
+    sessions: int
+    channels: int
+    queue: int
+    lag_ms: float | None
+    seen: float
+    here: bool
+
+
+class RedisStatus(TypedDict):
+    """How the backplane stands; counts are since the daemon began."""
+
+    url: str
+    online: bool
+    why: str | None
+    node: str
+    nodes: int
+    queue: int
+    queue_bytes: int
+    given_up: int
+    lives: int
+    published: int
+    received: int
+    fetched: int
+    missed: int
+    dropped: int
+    loose: int
+    unreadable: int
+
+
+class NodeList(TypedDict):
+    """`backplane` is "memory" or "redis"; `redis` is null while the service does not run."""
+
+    backplane: str
+    nodes: list[Node]
+    redis: RedisStatus | None
+
+
 class ChannelName(TypedDict):
     """`name64` (base64) where the name is no text."""
 
@@ -261,3 +305,89 @@ class AnomalyStatus(TypedDict):
     samples: int
     sample_ms: float | None
     sessions: list[SessionScores]
+
+
+class BrokerListener(TypedDict):
+    """`connections` are those that came by it."""
+
+    address: str
+    tls: bool
+    connections: int
+
+
+class BrokerStatus(TypedDict):
+    """A stopped broker shows nothing but that. Sums are since the daemon started; `rejected` and `limits` by name."""
+
+    running: bool
+    listeners: NotRequired[list[BrokerListener]]
+    connections: NotRequired[int]
+    sessions: NotRequired[int]
+    arriving: NotRequired[int]
+    requests: NotRequired[int]
+    total: NotRequired[int]
+    bytes_in: NotRequired[int]
+    bytes_out: NotRequired[int]
+    messages_in: NotRequired[int]
+    messages_out: NotRequired[int]
+    dropped: NotRequired[int]
+    backpressure: NotRequired[int]
+    drains: NotRequired[int]
+    rejected: NotRequired[dict[str, int]]
+    limits: NotRequired[dict[str, float]]
+
+
+class WorkerInfo(TypedDict):
+    """A worker. Times are in seconds, `connected` since the epoch; `program` is its place among the daemon's own."""
+
+    id: int
+    name: str
+    state: str
+    pid: int
+    uid: int
+    library: str
+    handlers: list[str]
+    program: int | None
+    connected: float
+    age: float
+    sessions: int
+    in_flight: int
+    requests: int
+    waiting: int
+    queued_bytes: int
+    handled: int
+    cancelled: int
+    refused: int
+
+
+class WorkerProgram(TypedDict):
+    """A place of the daemon's own workers; `ended` is how the last one ended, "" while one works."""
+
+    place: int
+    pid: int | None
+    starts: int
+    ended: str
+
+
+class WorkerStatus(TypedDict):
+    """A stopped service shows nothing but that. Sums are since the daemon started; `requests` by what came of them."""
+
+    running: bool
+    socket: NotRequired[str | None]
+    workers: NotRequired[list[WorkerInfo]]
+    programs: NotRequired[list[WorkerProgram]]
+    sessions: NotRequired[int]
+    unassigned: NotRequired[int]
+    waiting_events: NotRequired[int]
+    waiting_bytes: NotRequired[int]
+    waiting_requests: NotRequired[int]
+    joined: NotRequired[int]
+    crashed: NotRequired[int]
+    hung: NotRequired[int]
+    rejected: NotRequired[int]
+    handled: NotRequired[int]
+    cancelled: NotRequired[int]
+    lost: NotRequired[int]
+    dropped: NotRequired[int]
+    moved: NotRequired[int]
+    pauses: NotRequired[int]
+    requests: NotRequired[dict[str, int]]

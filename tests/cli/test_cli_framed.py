@@ -8,26 +8,23 @@ from __future__ import annotations
 import json
 import os
 import pty
-import queue
 import re
 import signal
 import subprocess
 import sys
-import threading
 import time
-from contextlib import contextmanager
 
 import click
 import pytest
 import trio
 
+from netd.cli.bench import Times
 from netd.cli.data import plain_value
-from netd.cli.framed_bench import Times
-from netd.cli.framed_dial import _place, tags_of
-from netd.cli.framed_view import item_json, item_line, shown
+from netd.cli.dial import place_of, tags_of
+from netd.cli.message_view import item_json, item_line, shown
 from netd.cli.options import run_loop
 from netd.cli.output import size
-from netd.client.framed_session import Gap
+from netd.client.subscription import Gap
 from netd.errors import DaemonUnreachable
 from netd.wire import handshake, messages
 from netd.wire.messages import (
@@ -56,6 +53,7 @@ from netd.wire.messages import (
 )
 from tests.cli.test_cli_sessions import completed
 from tests.support.framedpeer import PATIENCE, FramedPeer
+from tests.support.served import served as peer_served
 
 NOW = time.time()
 STATUS = {
@@ -118,31 +116,8 @@ CONNECTION = {
 }
 
 
-@contextmanager
 def served(script, **how):
-    """Run `script(peer)` on a Trio loop in a thread; yields the address. What it raises is raised at the end."""
-    addresses: queue.Queue[str] = queue.Queue()
-    failures = []
-
-    async def main() -> None:
-        async with FramedPeer(**how) as peer:
-            addresses.put(peer.address)
-            await script(peer)
-
-    def run() -> None:
-        try:
-            trio.run(main)
-        except BaseException as error:  # noqa: BLE001  # raised below
-            failures.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield addresses.get(timeout=PATIENCE)
-    finally:
-        thread.join(PATIENCE)
-    if failures:
-        raise failures[0]
+    return peer_served(FramedPeer(**how), script)
 
 
 def words(text: str) -> list[str]:
@@ -751,7 +726,7 @@ def test_connect_on_a_terminal_answers_at_once_and_ctrl_c_leaves():
 
         def read_until(pattern: str) -> None:
             nonlocal written
-            while not re.search(pattern, written):
+            while not re.search(pattern, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written)):  # colours aside
                 written += os.read(screen, 65536).decode()
 
         read_until("/help lists commands")
@@ -906,11 +881,11 @@ def test_sizes(count, text):
 
 
 def test_places_and_tags():
-    assert _place("192.0.2.1") == ("192.0.2.1", 0)
-    assert _place("192.0.2.1:99") == ("192.0.2.1", 99)
-    assert _place("2001:db8::1") == ("2001:db8::1", 0)
-    assert _place("[2001:db8::1]:99") == ("2001:db8::1", 99)
-    assert _place("[2001:db8::1]") == ("2001:db8::1", 0)
-    assert _place(":99") == (None, 99)
+    assert place_of("192.0.2.1") == ("192.0.2.1", 0)
+    assert place_of("192.0.2.1:99") == ("192.0.2.1", 99)
+    assert place_of("2001:db8::1") == ("2001:db8::1", 0)
+    assert place_of("[2001:db8::1]:99") == ("2001:db8::1", 99)
+    assert place_of("[2001:db8::1]") == ("2001:db8::1", 0)
+    assert place_of(":99") == (None, 99)
     assert tags_of(("a=b", "c=d=e")) == {"a": "b", "c": "d=e"}
     assert plain_value(b"ff", "cbor", "hex") == b"\xff"

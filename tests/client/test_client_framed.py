@@ -14,8 +14,8 @@ import pytest
 import trio
 import trio.testing
 
-from netd.client import FramedClient, Reconnect, framed_connection
-from netd.client.framed_connection import Connection
+from netd.client import FramedClient, Reconnect, connection
+from netd.client.framed_wire import FramedWire
 from netd.errors import DaemonUnreachable, ProtocolError
 from netd.wire import handshake
 from netd.wire.framing import frame
@@ -335,7 +335,7 @@ async def test_last_words_that_lie_in_the_kernel_are_found_although_writing_fail
     class Broken:
         """A connection that can be read and not written."""
 
-        wake, torn, unsent, heard, opened = None, False, False, 0.0, 0.0
+        wake, torn, tls, unsent, heard, opened = None, False, False, False, 0.0, 0.0
 
         def __init__(self) -> None:
             self.written = trio.Event()
@@ -357,9 +357,10 @@ async def test_last_words_that_lie_in_the_kernel_are_found_although_writing_fail
             pass
 
     client = FramedClient(peer.address, reconnect=False)
-    client._connection = Connection(client.address, client.options, client._account, client._plain)
+    client._connection = client._made()
+    wire = FramedWire(Broken(), client.options, client._connection.counters)
     async with trio.open_nursery() as nursery:
-        await nursery.start(client._connection.run, Broken())
+        await nursery.start(client._connection.run, wire)
         client.send_nowait(b"x")
         assert [value async for value in client] == [b"last words"]
 
@@ -562,7 +563,7 @@ async def test_a_client_is_entered_once_and_used_inside_only(peer):
 async def test_whoever_waits_for_an_answer_does_not_wait_for_the_writers_turn(peer):
     async with FramedClient(peer.address, linger=0.01) as client:
         link = await peer.accept()
-        client._connection.link.send = None  # whoever calls it fails
+        client._connection.wire.link.send = None  # whoever calls it fails
         for wait in (client.receive, client.receive_all):
             for number in range(3):
                 await client.send(b"%d" % number)
@@ -574,14 +575,14 @@ async def test_whoever_waits_for_an_answer_does_not_wait_for_the_writers_turn(pe
         await client.send(b"last")
         await client.flush()
         assert await link.receive() == b"last"
-        del client._connection.link.send
+        del client._connection.wire.link.send
 
 
 async def test_a_connection_that_breaks_as_it_is_pushed_is_a_loss_like_any(peer, monkeypatch):
-    monkeypatch.setattr(framed_connection, "LAST_WORDS", 0.0)
+    monkeypatch.setattr(connection, "LAST_WORDS", 0.0)
     async with FramedClient(peer.address, reconnect=False) as client:
         link = await peer.accept()
-        client._connection.link._stream.socket.shutdown(trio.socket.SHUT_WR)
+        client._connection.wire.link._stream.socket.shutdown(trio.socket.SHUT_WR)
         await client.send(b"x")
         with pytest.raises(DaemonUnreachable, match="broken pipe"):
             await client.receive()

@@ -9,6 +9,7 @@ import trio
 
 from netd.client import FramedClient, Gap, Reconnect
 from netd.errors import RequestFailed
+from tests.support.namespaces import HUB
 from tests.support.process import NetdProcess, Systemd
 
 PATIENCE = 20.0
@@ -23,24 +24,7 @@ address = "unix:{directory}/operations.sock"
 address = "unix:{directory}/echo.sock"
 mode = "echo"
 
-[[hub.namespace]]
-name = "public"
-subscribe = "anyone"
-publish = "anyone"
-presence = "anyone"
-history = "anyone"
-history_size = 100
-join_leave = true
-
-[[hub.namespace]]
-name = "staff"
-
-[[hub.token]]
-name = "boss"
-secret = "of-the-boss-alone"
-subscribe = ["staff:*"]
-publish = ["staff:*"]
-
+{hub}
 [hub]
 direct = "anyone"
 clients = "anyone"
@@ -50,7 +34,7 @@ SOON = Reconnect(first=0.05, longest=0.2)
 
 @pytest.fixture
 def toml(tmp_path):
-    return TOML.format(directory=tmp_path)
+    return TOML.format(directory=tmp_path, hub=HUB)
 
 
 @pytest.fixture

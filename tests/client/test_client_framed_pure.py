@@ -12,10 +12,11 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netd.client.framed_inbox import EXTRA, Account, Inbox
-from netd.client.framed_options import FramedOptions, Options, Reconnect, Tcp, Unix, parse_address
-from netd.client.framed_queue import NORMAL, SendQueue, Ticket
-from netd.client.framed_state import Backoff, Place, Way
+from netd.client.framed_options import FramedOptions, Options, parse_address
+from netd.client.inbox import EXTRA, Account, Inbox
+from netd.client.options import Reconnect, Tcp, Unix
+from netd.client.queue import NORMAL, SendQueue, Ticket
+from netd.client.state import Backoff, Place, Way
 from netd.errors import ProtocolError
 
 # --- options ----------------------------------------------------------------------------------------------------------

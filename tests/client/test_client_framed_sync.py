@@ -278,6 +278,6 @@ def test_a_script_that_dies_without_leaving_is_not_held_up():
 def test_every_method_of_the_client_has_its_twin():
     from netd.client import FramedClient
 
-    public = {name for name in vars(FramedClient) if not name.startswith("_")}
-    twins = {name for name in vars(SyncFramedClient) if not name.startswith("_")}
+    public = {name for name in dir(FramedClient) if not name.startswith("_")}
+    twins = {name for name in dir(SyncFramedClient) if not name.startswith("_")}
     assert public - twins == {"send_nowait", "receive_nowait", "receive_all", "aclose", "states", "failure"}

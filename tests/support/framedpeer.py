@@ -28,31 +28,17 @@ PATIENCE = 20.0
 R = TypeVar("R")
 
 
-class PeerLink:
-    """One accepted connection."""
+class OperationsLink:
+    """What is said in operations over one connection, whatever carries its payloads."""
 
-    def __init__(self, stream: trio.abc.Stream, format: messages.Format) -> None:
-        self.stream = stream
+    def __init__(self, format: messages.Format) -> None:
         self.format: messages.Format = format
-        self._decoder = FrameDecoder(FrameLimits())
-        self._ready: list[bytes] = []
 
     async def receive(self) -> bytes:
-        """The next payload; trio.EndOfChannel when the client has closed."""
-        with trio.fail_after(PATIENCE):
-            while not self._ready:
-                data = await self.stream.receive_some(65536)
-                if not data:
-                    raise trio.EndOfChannel
-                self._ready += self._decoder.receive(bytes(data))
-        return self._ready.pop(0)
+        raise NotImplementedError
 
     async def send(self, *payloads: bytes) -> None:
-        await self.send_raw(frames(payloads))
-
-    async def send_raw(self, data: bytes) -> None:
-        with trio.fail_after(PATIENCE):
-            await self.stream.send_all(data)
+        raise NotImplementedError
 
     async def say(self, *events: messages.Event) -> None:
         await self.send(*(messages.encode(event, self.format) for event in events))
@@ -78,6 +64,33 @@ class PeerLink:
         assert request.channel == channel
         await self.say(messages.Ok(ref=request.ref, channel=channel, **fields))
         return request
+
+
+class PeerLink(OperationsLink):
+    """One accepted connection."""
+
+    def __init__(self, stream: trio.abc.Stream, format: messages.Format) -> None:
+        super().__init__(format)
+        self.stream = stream
+        self._decoder = FrameDecoder(FrameLimits())
+        self._ready: list[bytes] = []
+
+    async def receive(self) -> bytes:
+        """The next payload; trio.EndOfChannel when the client has closed."""
+        with trio.fail_after(PATIENCE):
+            while not self._ready:
+                data = await self.stream.receive_some(65536)
+                if not data:
+                    raise trio.EndOfChannel
+                self._ready += self._decoder.receive(bytes(data))
+        return self._ready.pop(0)
+
+    async def send(self, *payloads: bytes) -> None:
+        await self.send_raw(frames(payloads))
+
+    async def send_raw(self, data: bytes) -> None:
+        with trio.fail_after(PATIENCE):
+            await self.stream.send_all(data)
 
     async def ended(self) -> None:
         """Until the client has closed its side; what it still sends is dropped."""

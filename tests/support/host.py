@@ -141,6 +141,9 @@ class Unread:
     def mark(self, outbox: Outbox) -> None: ...
     def mark_crowd(self, outboxes: list[Outbox], alone: list[bytes]) -> None: ...
 
+    def send_at_once(self, outboxes: Any, data: bytes, messages: int) -> Any:
+        return outboxes
+
 
 class FakeSession:
     """A client of the hub without a connection: its link and the owner of its outbox. `said` is what it was sent."""

@@ -121,7 +121,7 @@ class NetdProcess:
             # their default ports are not ours to take: a test that wants a service says where
             **{
                 f"NETD_{name.upper()}__ENABLED": "false"
-                for name in ("framed", "trace")
+                for name in ("framed", "trace", "broker", "worker")
                 if not re.search(rf"^\[*{name}\b", toml, re.MULTILINE)
             },
             "NOTIFY_SOCKET": self.systemd.address,

@@ -39,7 +39,7 @@ import trio
 
 from netd.client import FramedClient
 from netd.client.framed import Gap
-from netd.client.framed_options import Reconnect
+from netd.client.options import Reconnect
 from netd.errors import NetdError
 from netd.wire import messages
 from netd.wire.framing import FrameDecoder, FrameLimits, frame

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from netd.client.framed_options import Reconnect
+    from netd.client.options import Reconnect
 
 RESUME_WITHIN = 60.0
 """Seconds after the end of a connection in which the daemon keeps a session for its return (hub.resume_seconds)."""

@@ -1,8 +1,11 @@
 """A client's connection for as long as the client lives: made again when lost, bounded both ways.
 
-    users --send--> SendQueue --writer--> Link ... Link --reader--> Face (plain payloads or operations)
+    users --send--> SendQueue --writer--> Wire ... Wire --reader--> Face (plain payloads or operations)
                                     |
                   run: dial, live, lose, back off, dial ...
+
+The Transport makes wires (framed_wire.py: frames over TCP; broker_wire.py: a WebSocket); whatever carries whole
+payloads in order can be one.
 
 Rules:
 - users only enqueue: cancelling a `send` either leaves nothing behind or a whole frame. The writer sends, and a
@@ -11,7 +14,7 @@ Rules:
 - what a lost connection had taken from the queue is gone as far as anybody knows; what is still queued goes over the
   next one;
 - what a connection has to say first (handshake, hello, subscriptions) goes ahead of the queue;
-- reading pauses while what was received is not read (framed_inbox.py); a paused connection is not held to be silent;
+- reading pauses while what was received is not read (inbox.py); a paused connection is not held to be silent;
 - no error of the network leaves `run`: it is in the state, and is raised to whoever uses the client after its end.
 """
 
@@ -20,39 +23,28 @@ from __future__ import annotations
 import math
 import random
 import ssl
-import time
-import uuid
-from collections import deque
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 import trio
 
-from netd.client.framed_link import dial
-from netd.client.framed_queue import NORMAL, SendQueue
-from netd.client.framed_state import Backoff, Counters, State
-from netd.errors import DaemonUnreachable, NetdError, ProtocolError
-from netd.wire.framing import FrameDecoder, FrameLimits, NoFraming, frame
+from netd.client.queue import NORMAL, SendQueue
+from netd.client.state import Backoff, Counters, State
+from netd.client.states import States
+from netd.errors import DaemonUnreachable, NetdError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    from netd.client.framed_inbox import Account
-    from netd.client.framed_link import Link
-    from netd.client.framed_options import Options, Tcp, Unix
-    from netd.client.framed_queue import Ticket
-    from netd.wire.framing import Framing
+    from netd.client.inbox import Account
+    from netd.client.options import ClientOptions
+    from netd.client.queue import Ticket
 
 BATCH = 128 * 1024
 """Bytes the writer takes at once: what comes later with a lower number waits for so much at most, and for what the
 kernel holds (trio keeps that small, TCP_NOTSENT_LOWAT)."""
 AT_ONCE = 16 * 1024
 """Bytes that a task may queue before others have their turn."""
-_TLS_ALERT = b"\x15\x03"
-"""How a TLS server begins its answer to what is no TLS (RFC 8446 section 5.1)."""
 WORDLESS = 5.0
 """Seconds after which a peer that hangs up without having said anything did not miss anything at the beginning."""
 LAST_WORDS = 1.0
@@ -83,8 +75,11 @@ class Face(Protocol):
     """Seconds between pings."""
     silence: float | None
     """Seconds without a byte after which the peer counts as gone."""
+    renews: float
+    """When (trio's clock) `renew` is to be called; inf: not."""
 
     async def prepare(self) -> None: ...  # whatever it takes to have an opening
+    async def renew(self) -> None: ...  # what would not last
     def opening(self) -> list[bytes]: ...  # payloads that begin a connection
     def ping(self) -> bytes: ...
     def received(self, payloads: list[bytes]) -> None: ...
@@ -92,26 +87,81 @@ class Face(Protocol):
     def closed(self, error: NetdError | None) -> None: ...
 
 
+class Ended(Exception):
+    """What `Wire.receive` raises when nothing more comes."""
+
+    def __init__(self, loss: Loss) -> None:
+        super().__init__(loss.reason)
+        self.loss = loss
+
+
+class Wire(Protocol):
+    """One connection that lives: whole payloads, both ways. One task sends, one receives; both may be cancelled, and
+    the wire cannot be used any more then.
+    """
+
+    opened: float
+    """When it was made."""
+    heard: float
+    """When something last arrived."""
+    wake: Callable[[], None]
+    """To be called when the wire itself has something to send."""
+    discarding: bool
+    """Set when nobody is interested any more in what arrives, only in its end."""
+
+    @property
+    def unsent(self) -> bool: ...  # `send` has something to do without being given anything
+    async def send(self, framed: list[bytes]) -> None: ...  # until the kernel has all
+    def send_nowait(self, framed: list[bytes]) -> None: ...  # what it can at once, the rest with the next `send`
+    async def receive(self) -> list[bytes]: ...  # at least one payload, or Ended, or as what the network raises
+    async def say_goodbye(self) -> None: ...  # nothing more comes from us
+    def close(self) -> None: ...  # at once
+
+
+class Transport(Protocol):
+    """How wires are made to one peer."""
+
+    prepares: bool
+    """Whether `dial` has the face prepared."""
+    otherwise: str
+    """What to ask a person whose peer does not speak operations."""
+    unanswered: str
+    """What to ask one whose peer does not answer a hello."""
+    pushes: bool
+    """Whether its wires can `send_nowait`."""
+
+    @property
+    def address(self) -> object: ...  # for people: what str() of it gives
+    def frame(self, payload: bytes) -> bytes: ...  # as it is queued. ProtocolError if it is too long
+    async def dial(self, nursery: trio.Nursery, counters: Counters, face: Face) -> Wire: ...  # or a NetdError
+    def opening(self) -> list[bytes]: ...  # what a connection begins with, whatever is spoken then
+    def missing(self, wire: Wire) -> str | None: ...  # what a peer may miss that hangs up without a word
+
+
 class Connection:
     """See the file's head. `face` may be changed before anything but the handshake was said."""
 
-    def __init__(self, address: Tcp | Unix, options: Options, account: Account, face: Face) -> None:
-        self.address = address
+    def __init__(
+        self, transport: Transport, options: ClientOptions, account: Account, face: Face | None = None
+    ) -> None:
+        """Without a `face`, that is to be set before `first`."""
+        self.transport = transport
+        self.address = transport.address
         self.options = options
-        self.face = face
+        self.face = cast("Face", face)
+        self.frame = transport.frame
         self.counters = Counters()
         self.state = State("connecting", attempt=1)
         self.error: NetdError | None = None
         """Why the client ended for good, if not by its own wish."""
         self.queue = SendQueue(options.queue_bytes, rate=options.rate, burst=options.burst, now=trio.current_time())
-        self._signer = load_signer(options.signer)
         self._account = account
         account.before_wait = self.push
-        self._limits = FrameLimits(options.max_frame)
         self._backoff = Backoff(options.again)
         self._watchers: list[States] = []
-        # of the link that lives
-        self._link: Link | None = None
+        self._nursery: trio.Nursery
+        # of the wire that lives
+        self._wire: Wire | None = None
         self._scope = trio.CancelScope()
         self._loss: Loss | None = None
         self._write_failed: Loss | None = None
@@ -123,6 +173,7 @@ class Connection:
         # what tasks wait for
         self._wake = trio.Event()
         self._timers = trio.Event()
+        self._renewal = trio.Event()
         self._idle = trio.Event()
         self._ended = trio.Event()
         self._senders = trio.lowlevel.ParkingLot()
@@ -135,22 +186,14 @@ class Connection:
     # --- for users ----------------------------------------------------------------------------------------------------
 
     @property
-    def link(self) -> Link | None:
+    def wire(self) -> Wire | None:
         """The connection that lives, if one does."""
-        return self._link
+        return self._wire
 
     @property
     def over(self) -> bool:
         """Whether the client has ended for good."""
         return self.state.final
-
-    def frame(self, payload: bytes) -> bytes:
-        """The payload as it goes over the wire. ProtocolError if it is longer than a frame may be."""
-        if len(payload) > self.options.max_frame:
-            raise ProtocolError(
-                f"cannot send {len(payload)} bytes: max_frame is {self.options.max_frame}", origin="local", close=1009
-            )
-        return payload if self.options.framing == "none" else frame(payload)
 
     async def send(self, payload: bytes, priority: int = NORMAL, ticket: Ticket | None = None) -> None:
         """Queue one frame, waiting while the queue is full."""
@@ -189,7 +232,7 @@ class Connection:
 
     def say_first(self, payload: bytes) -> None:
         """Ahead of the queue, on the connection that lives only; nothing without one."""
-        if self._link is not None:
+        if self._wire is not None:
             self._first.append(self.frame(payload))
             self._wake.set()
 
@@ -200,17 +243,17 @@ class Connection:
 
     def push(self) -> None:
         """Send now what the writer would send next, unless it is at it."""
-        link = self._link
-        if link is None or self._writing or self._finishing or link.unsent or not self._wake.is_set():
+        wire = self._wire
+        if wire is None or self._writing or self._finishing or wire.unsent or not self._wake.is_set():
             return
-        if data := self._next():
-            link.send_nowait(data)
-            self.counters.bytes_out += len(data)
+        if self.transport.pushes and (framed := self._next()):
+            wire.send_nowait(framed)
 
     def changed(self) -> None:
         """The face has become ready, or has other timers now."""
         self._wake.set()
         self._timers.set()
+        self._renewal.set()
 
     def drop(self, loss: Loss) -> None:
         """End the connection that lives, for this reason."""
@@ -240,11 +283,11 @@ class Connection:
         our own last words with it (RFC 1122 section 4.2.2.13).
         """
         await self.flush()
-        if self._link is None or self.over:
+        if self._wire is None or self.over:
             return
         if last is not None:
             self.say_first(last)
-        self._finishing = True
+        self._finishing = self._wire.discarding = True
         self._wake.set()
         self._account.let_go()
         await self._ended.wait()
@@ -252,7 +295,7 @@ class Connection:
     @property
     def _unsent(self) -> bool:
         """Whether the kernel has not yet taken all that was pushed."""
-        return self._link is not None and self._link.unsent
+        return self._wire is not None and self._wire.unsent
 
     def states(self) -> States:
         """Changes from now on, the present state first."""
@@ -264,44 +307,51 @@ class Connection:
 
     # --- across connections -------------------------------------------------------------------------------------------
 
-    async def first(self) -> Link:
-        """The first connection. DaemonUnreachable, unless the policy is to be patient; then after max_attempts."""
+    async def first(self, nursery: trio.Nursery) -> Wire:
+        """The first connection. DaemonUnreachable, unless the policy is to be patient; then after max_attempts.
+
+        `nursery` is for the tasks of wires, and lives as long as the client.
+        """
+        self._nursery = nursery
         self._note(State("connecting", attempt=1))
         try:
             try:
-                return await dial(self.address, self.options)
+                return await self._dial()
             except DaemonUnreachable as error:
                 policy = self._backoff.policy
                 if not (policy.enabled and policy.patient):
                     raise
-                link = await self._again(Loss(str(error)))
-                if link is None:
+                wire = await self._again(Loss(str(error), least=error.retry_after))
+                if wire is None:
                     assert self.error is not None
                     raise self.error from error
-                return link
+                return wire
         except NetdError as error:
             self._end(error)
             raise
 
-    async def run(self, link: Link, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def _dial(self) -> Wire:
+        return await self.transport.dial(self._nursery, self.counters, self.face)
+
+    async def run(self, wire: Wire, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Live with this connection and those after it. Started once connected; returns when nothing more will be."""
         self._started = task_status.started
         try:
             while True:
-                loss = await self._live(link)
+                loss = await self._live(wire)
                 self.face.lost(loss)
                 if self._finishing:
                     return
                 again = await self._again(loss)
                 if again is None:
                     return
-                link = again
+                wire = again
                 self.counters.reconnects += 1
         finally:
-            link.close()
+            wire.close()
             self._end(None)
 
-    async def _again(self, loss: Loss) -> Link | None:
+    async def _again(self, loss: Loss) -> Wire | None:
         """The next connection, after as many delays and attempts as it takes; None: there will be none."""
         if loss.ends:
             self._end(loss.error, loss.reason)
@@ -317,10 +367,10 @@ class Connection:
             await trio.sleep(delay)
             self._note(State("connecting", attempt))
             try:
-                return await dial(self.address, self.options)
+                return await self._dial()
             except DaemonUnreachable as error:
-                reason = str(error)
-            except NetdError as error:  # a file of ours that is gone: waiting will not bring it back
+                reason, least = str(error), error.retry_after
+            except NetdError as error:  # a file of ours that is gone, a refusal: waiting will not mend it
                 self._end(error)
                 return None
 
@@ -353,39 +403,41 @@ class Connection:
 
     # --- one connection -----------------------------------------------------------------------------------------------
 
-    async def _live(self, link: Link) -> Loss:
-        self._link, self._loss, self._write_failed = link, None, None
+    async def _live(self, wire: Wire) -> Loss:
+        self._wire, self._loss, self._write_failed = wire, None, None
         self._scope = trio.CancelScope()
         self._first, self._ping, self._pong = [], None, None
         self._writing = self._paused = False
-        link.wake = self._wake.set
+        wire.wake = self._wake.set
         self.counters.connections += 1
         ended: Loss | None = None
         try:
             with self._scope:
-                try:
-                    await self.face.prepare()
-                except NetdError as error:
-                    return Loss(str(error))
-                opening = [*first_payloads(self.options, self._signer), *self.face.opening()]
+                if not self.transport.prepares:
+                    try:
+                        await self.face.prepare()
+                    except NetdError as error:
+                        return Loss(str(error))
+                opening = [*self.transport.opening(), *self.face.opening()]
                 self._first = [self.frame(payload) for payload in opening]
                 self._note(State("connected"))
                 started, self._started = self._started, None
                 if started is not None:
                     started()
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._write, link)
-                    nursery.start_soon(self._watch, link)
-                    ended = await self._read(link)
+                    nursery.start_soon(self._write, wire)
+                    nursery.start_soon(self._watch, wire)
+                    nursery.start_soon(self._renew)
+                    ended = await self._read(wire)
                     nursery.cancel_scope.cancel()
         finally:
-            self._link = None
-            link.close()
-        if trio.current_time() - link.opened >= self._backoff.policy.steady:
+            self._wire = None
+            wire.close()
+        if trio.current_time() - wire.opened >= self._backoff.policy.steady:
             self._backoff.steady()
-        return self._cause(link, ended)
+        return self._cause(wire, ended)
 
-    def _cause(self, link: Link, ended: Loss | None) -> Loss:
+    def _cause(self, wire: Wire, ended: Loss | None) -> Loss:
         """Of all that went wrong, what came first: what we were told or decided, what reading met, what writing met."""
         if self.face.ready:
             self._understood = True
@@ -394,71 +446,54 @@ class Connection:
         if self._loss is not None:
             return self._loss
         loss = ended or self._write_failed or Loss("the connection broke")
-        if trio.current_time() - link.opened < WORDLESS and not self.counters.bytes_in:
-            return replace(loss, reason=f"{loss.reason} before it said anything; {self._wanted(link)}")
+        if trio.current_time() - wire.opened < WORDLESS and not self.counters.bytes_in:
+            missing = self.transport.missing(wire)
+            return replace(loss, reason=f"{loss.reason} before it said anything" + (f"; {missing}" if missing else ""))
         return loss
 
     def _speaks_otherwise(self, loss: Loss) -> Loss:
         """The first that a peer says is no answer to a hello: it would say the same on every connection."""
         error = DaemonUnreachable(
             f"cannot use operations with {self.address}: the peer does not speak them, or in another codec "
-            f"({loss.reason}); is its mode operations?"
+            f"({loss.reason}); {self.transport.otherwise}"
         )
         return Loss(loss.reason, ends=True, error=error)
 
-    def _wanted(self, link: Link) -> str:
-        """What a peer may miss that hangs up without a word."""
-        shake = "another handshake" if self.options.greets else "a handshake"
-        return f"does it want {shake if link.tls else f'TLS, or {shake}'}?"
-
-    async def _read(self, link: Link) -> Loss:
-        decoder: Framing = (NoFraming if self.options.framing == "none" else FrameDecoder)(self._limits)
+    async def _read(self, wire: Wire) -> Loss:
         try:
             while True:
                 if self._account.full and not self._finishing:
-                    await self._pause(link)
-                data = await link.receive()
-                if not data:
-                    if decoder.buffered:
-                        return Loss("the peer ended the connection in the middle of a frame")
-                    if link.torn:
-                        return Loss("the connection ended without TLS saying so")
-                    return Loss("the peer ended the connection", clean=True)
-                self.counters.bytes_in += len(data)
-                if self._finishing:
-                    continue
-                if payloads := decoder.receive(data):
-                    self.counters.messages_in += len(payloads)
-                    self.face.received(payloads)
-                if decoder.error is not None:
-                    alert = not link.tls and data.startswith(_TLS_ALERT)
-                    return Loss(f"{decoder.error}{'; does it want TLS?' if alert else ''}")
+                    await self._pause(wire)
+                payloads = await wire.receive()
+                self.counters.messages_in += len(payloads)
+                self.face.received(payloads)
+        except Ended as end:
+            return end.loss
         except (trio.BrokenResourceError, ssl.SSLError) as error:
-            return Loss(_why(error))
+            return Loss(why(error))
         except NetdError as error:
             return Loss(str(error))
 
-    async def _pause(self, link: Link) -> None:
+    async def _pause(self, wire: Wire) -> None:
         self.counters.pauses += 1
         self._paused = True
         await self._account.room()
         self._paused = False
-        link.heard = trio.current_time()
+        wire.heard = trio.current_time()
         self._timers.set()
 
-    async def _write(self, link: Link) -> None:
+    async def _write(self, wire: Wire) -> None:
         try:
             while True:
-                data = self._next()
-                if data or link.unsent:
+                framed = self._next()
+                if framed or wire.unsent:
                     self._writing = True
-                    await link.send(data)
+                    await wire.send(framed)
                     self._writing = False
-                    self.counters.bytes_out += len(data)
                     continue
                 self._idle.set()
                 if self._finishing:
-                    await link.say_goodbye()
+                    await wire.say_goodbye()
                     return
                 delay = self.queue.wait(trio.current_time()) if self.face.ready else None
                 if delay is None:
@@ -468,14 +503,14 @@ class Connection:
                         await self._wake.wait()
                 if self._wake.is_set():
                     self._wake = trio.Event()
-                    link.wake = self._wake.set
+                    wire.wake = self._wake.set
         except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError) as error:
             # the peer may have said why, and that may lie in the kernel still: the reader has a moment to find it
-            self._write_failed = Loss(_why(error))
+            self._write_failed = Loss(why(error))
             await trio.sleep(LAST_WORDS)
             self._scope.cancel()
 
-    def _next(self) -> bytes:
+    def _next(self) -> list[bytes]:
         """What the writer sends now."""
         chunks, self._first = self._first, []
         for waiting in (self._ping, self._pong):
@@ -491,9 +526,9 @@ class Connection:
             if self._pressed and self.queue.size <= self.queue.bound // 8:
                 self._pressed = False
                 self.counters.drain += 1
-        return b"".join(chunks)
+        return chunks
 
-    async def _watch(self, link: Link) -> None:
+    async def _watch(self, wire: Wire) -> None:
         """Pings, and what silence means."""
         pinged = trio.current_time()
         while True:
@@ -501,14 +536,14 @@ class Connection:
             due = math.inf
             limits = [limit for limit in (self.options.idle_timeout, self.face.silence) if limit is not None]
             if limits and not self._paused:
-                due = link.heard + min(limits)
+                due = wire.heard + min(limits)
                 if due <= now:
                     self.drop(Loss(f"nothing arrived for {min(limits):g} s"))
                     return
             heartbeat = self.options.heartbeat
             if heartbeat is None:
                 # the peer's interval is about silence: whoever is heard need not be asked
-                heartbeat, pinged = self.face.heartbeat, max(pinged, link.heard)
+                heartbeat, pinged = self.face.heartbeat, max(pinged, wire.heard)
             if heartbeat is not None and self.face.ready:
                 if pinged + heartbeat <= now:
                     self._ping, pinged = self.frame(self.face.ping()), now
@@ -519,77 +554,21 @@ class Connection:
             if self._timers.is_set():
                 self._timers = trio.Event()
 
+    async def _renew(self) -> None:
+        """Have the face renew what would not last, in time."""
+        while True:
+            with trio.move_on_at(self.face.renews) as waited:
+                await self._renewal.wait()
+                self._renewal = trio.Event()
+            if waited.cancelled_caught:
+                await self.face.renew()
+
     def _put(self, framed: bytes, priority: int, ticket: Ticket | None) -> None:
         self.queue.put(framed, priority, ticket)
         self._wake.set()
 
 
-class States:
-    """The connection's states as they change: an async iterator that ends after "closed".
-
-    At most KEPT are kept for a reader that does not read; the oldest go.
-    """
-
-    KEPT = 64
-
-    def __init__(self, watchers: list[States]) -> None:
-        self._watchers = watchers
-        self._kept: deque[State] = deque(maxlen=self.KEPT)
-        self._changed = trio.Event()
-        self._over = False
-
-    def note(self, state: State) -> None:
-        self._kept.append(state)
-        self._changed.set()
-
-    def __aiter__(self) -> States:
-        return self
-
-    async def __anext__(self) -> State:
-        await trio.lowlevel.checkpoint()
-        while not self._kept:
-            if self._over:
-                raise StopAsyncIteration
-            self._changed = trio.Event()
-            await self._changed.wait()
-        state = self._kept.popleft()
-        self._over = state.final
-        return state
-
-    def close(self) -> None:
-        """Nobody reads any more."""
-        if self in self._watchers:
-            self._watchers.remove(self)
-
-
-def first_payloads(options: Options, signer: Ed25519PrivateKey | None) -> list[bytes]:
-    """The handshake, if one is to be sent: a new one for each connection, since a signed one counts once."""
-    if not options.greets:
-        return []
-    from netd.wire import handshake
-
-    tags = dict(options.tags)
-    if signer is None:
-        return [handshake.plain(options.version, tags)]
-    return [handshake.signed(signer, options.version, tags, now=time.time(), nonce=uuid.uuid4().hex)]
-
-
-def load_signer(signer: object) -> Ed25519PrivateKey | None:
-    """The key that signs handshakes, from its file if need be. ProtocolError when it cannot be used."""
-    if signer is None:
-        return None
-    from netd.wire.handshake import load_private_key
-
-    if not isinstance(signer, str | Path):
-        return cast("Ed25519PrivateKey", signer)
-    try:
-        content = Path(signer).read_bytes()
-    except OSError as error:
-        raise ProtocolError(f"cannot read the key {signer}: {error.strerror}", origin="local") from error
-    return load_private_key(content)
-
-
-def _why(error: BaseException) -> str:
+def why(error: BaseException) -> str:
     """The kernel's or OpenSSL's word behind what was raised."""
     if isinstance(error, ssl.SSLError):
         from netd.net.tls import reason_of

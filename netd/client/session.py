@@ -1,4 +1,4 @@
-"""Operations over a FramedClient's connection: requests, subscriptions, and their way through a loss.
+"""Operations over a client's connection: requests, subscriptions, and their way through a loss.
 
     hello -> welcome                          for every connection anew, with the resume secret while it is good
     request(ref) -> answer(ref)               of what was on its way when a connection broke: asked again where asking
@@ -7,6 +7,8 @@
 
 Rules:
 - a Subscription sees every message of its channel once and in order; where that was not possible it sees a Gap;
+- one with wildcards sees those of all channels that match, each in order; nothing is fetched for it, so that every
+  reconnect is a Gap. A message that several subscriptions match comes once, and each of them sees it;
 - subscriptions go ahead of the queue, so that what the user sends next already finds them;
 - the daemon's close says whether coming back makes sense: NORMAL ends the client in peace, FINAL codes end it with an
   error, others are a loss like any.
@@ -15,27 +17,28 @@ Rules:
 from __future__ import annotations
 
 import itertools
-from contextlib import suppress
-from dataclasses import dataclass
+import math
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 import trio
 from msgspec import UNSET
 
-from netd.client.framed_connection import Loss
-from netd.client.framed_inbox import Account, Inbox
-from netd.client.framed_queue import NORMAL, Ticket
-from netd.client.framed_state import Place, Way
-from netd.errors import ClientError, DaemonUnreachable, NetdError, ProtocolError, RequestFailed
+from netd.client.connection import Loss
+from netd.client.inbox import Account, Inbox
+from netd.client.queue import NORMAL, Ticket
+from netd.client.state import Place, Way
+from netd.client.subscription import PLACES, Subscription, readable
+from netd.errors import DaemonUnreachable, NetdError, ProtocolError, RequestFailed
 from netd.wire import messages
 from netd.wire.messages import CloseCode, Position
+from netd.wire.wildcards import matches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from netd.client.framed_connection import Connection
-    from netd.client.framed_options import Options, TokenSource
+    from netd.client.connection import Connection
+    from netd.client.options import ClientOptions, TokenSource
 
 Received: TypeAlias = (
     messages.Message
@@ -70,132 +73,16 @@ _STATUS = {
     "too-many": 503,
 }
 _UNREADABLE = "cannot read the request: "
+RENEW_AT = 0.8
+"""Of the time that a token is good for, how much passes before the function that gives tokens is asked for another."""
+RENEW_LEAST = 1.0
+"""Seconds between two such at least, however short tokens are good for."""
+RENEW_AGAIN = 5.0
+"""Seconds until that is tried again."""
 RECENT = 1024
 """Events kept for a user who has not begun to read them."""
 _SILENT_BEATS = 3.0
 """Heartbeats that may pass without a byte."""
-
-
-@dataclass(frozen=True)
-class Gap:
-    """Messages of a channel were lost to this subscription: the daemon no longer had them, or never kept them."""
-
-    channel: str | bytes
-    epoch: str | None
-    """The epoch that the channel's history has now; None: it keeps none."""
-    missed: int | None = None
-    """How many, where that is known."""
-
-
-Item: TypeAlias = messages.Message | messages.Joined | messages.Left | Gap
-"""What a Subscription yields: messages and gaps, and with `presence` who joined and left."""
-
-
-class Subscription:
-    """One channel. An async iterator of Message and Gap (and, with `presence`, of Joined and Left).
-
-    It ends when it is unsubscribed or the client is closed; if the daemon takes it away (the permission was withdrawn),
-    iterating raises RequestFailed. As `async with` it unsubscribes at the end.
-    """
-
-    def __init__(self, session: Session, channel: bytes, place: Place, presence: bool) -> None:
-        self._session = session
-        self._inbox: Inbox[Item] = Inbox(session.account)
-        self._place = place
-        self._read = Position(place.epoch, place.offset) if place.epoch is not None else None
-        self._asked_before = place.known
-        self._confirmed = trio.Event()
-        self._presence = presence
-        self.name = channel
-        self.error: NetdError | None = None
-
-    @property
-    def channel(self) -> str | bytes:
-        """The channel's name: text where it is UTF-8."""
-        return readable(self.name)
-
-    @property
-    def position(self) -> Position | None:
-        """Behind the last message that was read here: give it to `subscribe` to go on from it. None: no history."""
-        return self._read
-
-    def __aiter__(self) -> Subscription:
-        return self
-
-    async def __anext__(self) -> Item:
-        return self._note(await self._inbox.take())
-
-    async def take_all(self, most: int = 1024) -> list[Item]:
-        """All that is here, at least one. StopAsyncIteration at the end."""
-        return [self._note(item) for item in await self._inbox.take_all(most)]
-
-    async def unsubscribe(self) -> None:
-        """Hear no more of it. What was not read is dropped."""
-        await self._session.unsubscribe(self)
-
-    async def __aenter__(self) -> Subscription:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        if not self._inbox.ended:
-            with suppress(ClientError):  # without a connection there is nothing to unsubscribe from
-                await self.unsubscribe()
-
-    def behind(self, item: Item, before: Position | None) -> Position | None:
-        """The position after reading `item` at `before`."""
-        if isinstance(item, messages.Message) and item.offset is not None:
-            epoch = item.epoch or self._place.epoch
-            return Position(epoch, item.offset) if epoch is not None else None
-        return None if isinstance(item, Gap) else before
-
-    def _note(self, item: Item) -> Item:
-        self._read = self.behind(item, self._read)
-        return item
-
-    # --- for the session ----------------------------------------------------------------------------------------------
-
-    def request(self, ref: int) -> messages.Subscribe:
-        recover = Position(self._place.epoch, self._place.offset) if self._place.epoch is not None else None
-        return messages.Subscribe(**messages.channel_fields(self.name), ref=ref, recover=recover)
-
-    def confirm(self, ok: messages.Ok) -> None:
-        """The daemon has subscribed us. What follows is new, or is what we missed."""
-        counters = self._session.connection.counters
-        if ok.recovered:
-            counters.recovered += 1
-        else:
-            self._place.move(ok.epoch, ok.offset)
-            if self._asked_before:
-                counters.gaps += 1
-                self._inbox.put(Gap(self.channel, ok.epoch), 0)
-            elif ok.epoch is not None:
-                self._read = Position(ok.epoch, ok.offset or 0)
-        self._asked_before = True
-        self._confirmed.set()
-
-    def take(self, message: messages.Message, size: int) -> None:
-        counters = self._session.connection.counters
-        missed = self._place.admit(message.epoch, message.offset)
-        if missed is None:
-            counters.duplicates += 1
-            return
-        if missed:
-            counters.gaps += 1
-            self._inbox.put(Gap(self.channel, self._place.epoch, missed if missed > 0 else None), 0)
-        self._inbox.put(message, size)
-
-    def witness(self, event: messages.Joined | messages.Left, size: int) -> bool:
-        if self._presence:
-            self._inbox.put(event, size)
-        return self._presence
-
-    def end(self, error: NetdError | None, *, discard: bool = False) -> None:
-        self.error = error
-        self._inbox.end(error, discard=discard)
-        self._confirmed.set()
-
-    async def confirmed(self) -> None:
-        await self._confirmed.wait()
 
 
 class _Pending(Ticket):
@@ -220,17 +107,28 @@ class _Pending(Ticket):
 class Session:
     """What is spoken over the connection, in operations."""
 
-    def __init__(self, connection: Connection, account: Account, options: Options) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        account: Account,
+        options: ClientOptions,
+        format: messages.Format,
+        *,
+        shows_token: bool = True,
+    ) -> None:
+        """`shows_token`: in its hellos; else that is the transport's affair."""
         self.connection = connection
         self.account = account
-        self.format: messages.Format = "json" if _codec_name(options.codec) == "json" else "messagepack"
+        self.format: messages.Format = format
         self.events: Inbox[Received] = Inbox(account, recent=RECENT)
         self.subscriptions: dict[bytes, Subscription] = {}
         self.welcome: messages.Welcome | None = None
         self.ready = False
         self.heartbeat: float | None = None
         self.silence: float | None = None
+        self.renews = math.inf
         self._options = options
+        self._shows_token = shows_token
         self._name = options.name
         self._token: str | None = None
         self._source: TokenSource | None = None
@@ -240,12 +138,20 @@ class Session:
         self._refs = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
         self._subscribing: dict[int, Subscription] = {}
+        self._patterns: list[Subscription] = []
+        self._covering: dict[bytes, list[Subscription]] = {}
+        """Of channels that were heard lately, the patterns that match."""
         self._hello_ref: int | None = None
         self._resuming = False
         self._greeted = trio.Event()
         self._refused: NetdError | None = None
 
     # --- requests -----------------------------------------------------------------------------------------------------
+
+    @property
+    def token(self) -> str | None:
+        """The latest there is."""
+        return self._token
 
     def _take(self, token: str | TokenSource | None) -> None:
         if callable(token):
@@ -277,7 +183,23 @@ class Session:
         except (RequestFailed, ProtocolError):
             self._token, self._source = before
             raise
-        return getattr(answer, "expires", None)
+        expires: float | None = getattr(answer, "expires", None)
+        self._expires(expires)
+        return expires
+
+    async def renew(self) -> None:
+        """Refresh the token before it expires. What keeps it from that is tried again, and the session stays anyway."""
+        try:
+            await self.refresh(None)
+        except NetdError as error:
+            self.events.put(messages.Error(code="denied", message=f"cannot refresh the token: {error}"), 0)
+            self.renews = trio.current_time() + RENEW_AGAIN
+
+    def _expires(self, seconds: float | None) -> None:
+        """The token is good for so long; None: for ever. Only a function gives another."""
+        lasts = seconds is None or self._source is None
+        self.renews = math.inf if lasts else trio.current_time() + max((seconds or 0.0) * RENEW_AT, RENEW_LEAST)
+        self.connection.changed()
 
     def introduce(self, name: str | None, token: str | TokenSource | None, tags: dict[str, str] | None) -> None:
         """Who we are from the next hello on; None leaves a part as it is."""
@@ -299,7 +221,7 @@ class Session:
         if not self.ready or self.welcome is None:
             raise DaemonUnreachable(
                 f"cannot greet {self.connection.address}: no welcome within {timeout:g} s; "
-                "is its mode operations, and does it speak this codec and framing?"
+                f"{self.connection.transport.unanswered}"
             )
         return self.welcome
 
@@ -350,13 +272,15 @@ class Session:
             raise ProtocolError(f"cannot {what}: {str(error).removeprefix(_UNREADABLE)}", origin="local") from None
         return payload
 
-    async def subscribe(self, channel: bytes, recover: Position | None, presence: bool) -> Subscription:
+    async def subscribe(
+        self, channel: bytes, recover: Position | None, presence: bool, wild: bool = False
+    ) -> Subscription:
         if channel in self.subscriptions:
             raise ProtocolError(
                 f"cannot subscribe to {readable(channel)!r} twice: this client is subscribed", origin="local"
             )
         place = Place(recover.epoch, recover.offset) if recover is not None else Place()
-        subscription = Subscription(self, channel, place, presence)
+        subscription = Subscription(self, channel, place, presence, wild)
         self._payload(f"subscribe to {readable(channel)!r}", subscription.request(0))
         self.subscriptions[channel] = subscription
         timeout = self._options.answer_timeout
@@ -384,7 +308,7 @@ class Session:
     async def unsubscribe(self, subscription: Subscription) -> None:
         if self.subscriptions.get(subscription.name) is not subscription:
             return
-        del self.subscriptions[subscription.name]
+        self._forget(subscription.name)
         subscription.end(None, discard=True)
         if self.ready:
             fields = messages.channel_fields(subscription.name)
@@ -401,10 +325,22 @@ class Session:
 
     def _abandon(self, subscription: Subscription) -> None:
         """Nobody waits for this subscription any more; the daemon may have made it."""
-        if self.subscriptions.pop(subscription.name, None) is not None and self.ready:
+        if self._forget(subscription.name) is not None and self.ready:
             fields = messages.channel_fields(subscription.name)
             self.connection.say_first(messages.encode(messages.Unsubscribe(**fields), self.format))
         subscription.end(None, discard=True)
+
+    def _forget(self, name: bytes) -> Subscription | None:
+        """This client is subscribed to it no more."""
+        subscription = self.subscriptions.pop(name, None)
+        if subscription is not None and subscription.pattern:
+            self._reroute()
+        return subscription
+
+    def _reroute(self) -> None:
+        """A subscription with wildcards came or went."""
+        self._patterns = [each for each in self.subscriptions.values() if each.pattern and each.live]
+        self._covering.clear()
 
     def _await(self, change: int) -> None:
         self.account.awaited += change
@@ -428,7 +364,8 @@ class Session:
     def _hello(self, resume: str | None) -> bytes:
         self._hello_ref = next(self._refs)
         self._resuming = resume is not None
-        hello = messages.Hello(messages.VERSION, self._name, self._token, self._tags, resume, ref=self._hello_ref)
+        token = self._token if self._shows_token else None
+        hello = messages.Hello(messages.VERSION, self._name, token, self._tags, resume, ref=self._hello_ref)
         return messages.encode(hello, self.format)
 
     def ping(self) -> bytes:
@@ -452,8 +389,9 @@ class Session:
         match event:
             case messages.Message():
                 message: messages.Message = _plain_data(event)
-                subscription = self.subscriptions.get(messages.channel_of(message))
-                if subscription is not None:
+                if self._patterns:
+                    self._share(message, size)
+                elif (subscription := self.subscriptions.get(messages.channel_of(message))) is not None:
                     subscription.take(message, size)
                 else:
                     self.events.put(message, size)
@@ -474,7 +412,25 @@ class Session:
             case messages.Welcome():
                 self._welcomed(event)
             case messages.Close():
-                self.connection.drop(_loss(event))
+                self.connection.drop(loss_of(event))
+
+    def _share(self, message: messages.Message, size: int) -> None:
+        """A message for every subscription that matches, where some have wildcards."""
+        channel = messages.channel_of(message)
+        covering = self._covering.get(channel)
+        if covering is None:
+            if len(self._covering) >= PLACES:
+                self._covering.clear()
+            covering = self._covering[channel] = [each for each in self._patterns if matches(each.name, channel)]
+        own = self.subscriptions.get(channel)
+        # What a pattern brings before the daemon has confirmed the channel's own subscription is ahead of its place: it
+        # comes once more there, after what was missed.
+        if own is not None and (own.live or not covering or message.offset is None):
+            own.take(message, size)
+        for each in covering:
+            each.take(message, size)
+        if own is None and not covering:
+            self.events.put(message, size)
 
     def _answered(self, event: Any, size: int) -> None:
         ref = event.ref
@@ -484,10 +440,16 @@ class Session:
             if self.subscriptions.get(subscription.name) is not subscription:
                 return
             if isinstance(event, messages.Error):
-                del self.subscriptions[subscription.name]
+                self._forget(subscription.name)
                 subscription.end(_failed(event))
             else:
+                before = subscription.pattern
                 subscription.confirm(event)
+                if before or subscription.pattern:
+                    self._reroute()
+        elif isinstance(event, messages.Ok):
+            if ref is None and event.epoch is not None:
+                self._level(messages.channel_of(event), event)
         elif isinstance(event, messages.Error):
             if ref is not None and ref == self._hello_ref:
                 self._unwelcome(event)
@@ -496,9 +458,16 @@ class Session:
             else:
                 self.events.put(event, size)
 
+    def _level(self, channel: bytes, ok: messages.Ok) -> None:
+        if (own := self.subscriptions.get(channel)) is not None:
+            own.level(channel, ok)
+        for each in self._patterns:
+            if matches(each.name, channel):
+                each.level(channel, ok)
+
     def _lose(self, channel: bytes, error: messages.Error, size: int) -> None:
         """The daemon took a subscription away: what was heard can still be read, then the reader learns why."""
-        subscription = self.subscriptions.pop(channel, None)
+        subscription = self._forget(channel)
         if subscription is None:
             self.events.put(error, size)
         else:
@@ -513,6 +482,7 @@ class Session:
         self.heartbeat = welcome.heartbeat or None
         self.silence = welcome.heartbeat * _SILENT_BEATS or None
         self.ready = True
+        self._expires(welcome.expires)
         self._subscribing.clear()
         for subscription in self.subscriptions.values():
             self._ask(subscription)
@@ -537,8 +507,12 @@ class Session:
         if self.ready:
             self._way.lost(trio.current_time())
         self.ready = False
+        self.renews = math.inf
         self.silence = self.heartbeat = None
         self._subscribing.clear()
+        for subscription in self.subscriptions.values():
+            subscription.live = False
+        self._reroute()
         for pending in list(self._pending.values()):
             if not pending.left or pending.arrived.is_set():
                 continue
@@ -565,14 +539,6 @@ class Session:
                 pending.resolve(gone)
 
 
-def readable(channel: bytes) -> str | bytes:
-    """A channel's name as people write it: text where it is UTF-8."""
-    try:
-        return channel.decode()
-    except UnicodeDecodeError:
-        return channel
-
-
 def _plain_data(event: Any) -> Any:
     """The event with its data in `data`, whichever field it travelled in."""
     if event.data is UNSET and event.data64 is not UNSET:
@@ -584,7 +550,8 @@ def _failed(error: messages.Error) -> RequestFailed:
     return RequestFailed(error.code, error.message, status=_STATUS.get(error.code, 500))
 
 
-def _loss(close: messages.Close) -> Loss:
+def loss_of(close: messages.Close) -> Loss:
+    """What a close of the daemon's means for the client."""
     try:
         word = CloseCode(close.code).name.lower().replace("_", "-")
     except ValueError:
@@ -595,7 +562,3 @@ def _loss(close: messages.Close) -> Loss:
     if close.code in FINAL:
         return Loss(reason, ends=True, error=RequestFailed(word, f"cannot go on: {reason}", status=403))
     return Loss(reason, least=close.retry_after)
-
-
-def _codec_name(codec: object) -> str:
-    return codec if isinstance(codec, str) else str(getattr(codec, "name", ""))

@@ -1,4 +1,4 @@
-"""One connection of a FramedClient: how it is made, and its bytes.
+"""One connection of a client: how it is made, and its bytes. TCP or a Unix socket, with TLS or without.
 
     link = await dial(address, options)          DaemonUnreachable when it cannot be made within connect_timeout
     await link.send(data)                        one task
@@ -12,7 +12,7 @@ Rules:
 - a name is looked up for every connection anew, and its addresses are tried as RFC 8305 says; bound to an interface or
   a port, one after the other.
 
-Left out: frames, and the life of a client across connections (framed_connection.py).
+Left out: messages (framed_wire.py, broker_wire.py), and the life of a client across connections (connection.py).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from netd.client.framed_options import ClientTls, Tcp, Unix
+from netd.client.options import ClientTls, Tcp, Unix
 from netd.errors import DaemonUnreachable, ProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from netd.client.framed_options import Options
+    from netd.client.options import ClientOptions
     from netd.net.tls import TlsLayer
 
 CHUNK = 65536
@@ -148,7 +148,7 @@ def _nothing() -> None:
 # --- making one -------------------------------------------------------------------------------------------------------
 
 
-async def dial(address: Tcp | Unix, options: Options) -> Link:
+async def dial(address: Tcp | Unix, options: ClientOptions) -> Link:
     """Connect and, for TLS, shake hands."""
     try:
         with trio.fail_after(options.connect_timeout):
@@ -166,7 +166,7 @@ async def dial(address: Tcp | Unix, options: Options) -> Link:
         raise DaemonUnreachable(f"cannot connect to {address}: {_reasons(error)}") from error
 
 
-async def _connect(address: Tcp | Unix, options: Options) -> trio.SocketStream:
+async def _connect(address: Tcp | Unix, options: ClientOptions) -> trio.SocketStream:
     if isinstance(address, Unix):
         _no_binding(address, options)
         return await _connect_unix(address)
@@ -189,7 +189,7 @@ async def _connect_unix(address: Unix) -> trio.SocketStream:
         raise
 
 
-async def _connect_bound(address: Tcp, options: Options) -> trio.SocketStream:
+async def _connect_bound(address: Tcp, options: ClientOptions) -> trio.SocketStream:
     """One address of the peer after the other: each attempt needs the very port and interface for itself."""
     failures: list[OSError] = []
     found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
@@ -210,7 +210,7 @@ async def _connect_bound(address: Tcp, options: Options) -> trio.SocketStream:
     raise OSError("no address could be reached") from ExceptionGroup("every attempt", failures)
 
 
-def _bind(sock: socket.socket, options: Options) -> None:
+def _bind(sock: socket.socket, options: ClientOptions) -> None:
     from netd.net.interfaces import bind_to_address, bind_to_interface
 
     address, port = options.local_address, options.local_port
@@ -222,7 +222,7 @@ def _bind(sock: socket.socket, options: Options) -> None:
         bind_to_address(sock, "::" if sock.family == socket.AF_INET6 else "0.0.0.0", port=port)
 
 
-def _no_binding(address: Unix, options: Options) -> None:
+def _no_binding(address: Unix, options: ClientOptions) -> None:
     for name in ("interface", "local_address", "local_port"):
         if getattr(options, name):
             raise ProtocolError(f"cannot connect to {address} with {name}: that is for TCP", origin="local")
@@ -248,7 +248,7 @@ def _reasons(error: OSError) -> str:
 # --- TLS --------------------------------------------------------------------------------------------------------------
 
 
-async def _secured(stream: trio.SocketStream, address: Tcp | Unix, options: Options) -> Link:
+async def _secured(stream: trio.SocketStream, address: Tcp | Unix, options: ClientOptions) -> Link:
     if options.tls is None or options.tls is False:
         return Link(stream)
     from netd.net.tls import TlsLayer, handshake
@@ -268,7 +268,7 @@ async def _secured(stream: trio.SocketStream, address: Tcp | Unix, options: Opti
     return Link(stream, layer, received)
 
 
-def tls_context(options: Options) -> tuple[ssl.SSLContext, str | None]:
+def tls_context(options: ClientOptions) -> tuple[ssl.SSLContext, str | None]:
     """The context of this client, and the name to expect if it is not the host's."""
     tls = options.tls
     if isinstance(tls, ssl.SSLContext):
