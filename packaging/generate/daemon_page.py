@@ -207,6 +207,10 @@ def _files(socket: str) -> Entries:
             (str(state / "netd.sqlite"), "History."),
             (str(state / HUB_FILE), "What channels remember, between a clean stop and the next start."),
             ("/usr/share/netd/drop-ins/", "Drop-ins for the systemd unit."),
+            (
+                "/etc/netd/workers/NAME.env",
+                "What netd-worker@NAME.service runs: the unit's file says what to write there.",
+            ),
             ("/usr/share/doc/netd/README.Debian", "How the package is laid out."),
         )
     )

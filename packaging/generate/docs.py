@@ -43,6 +43,7 @@ WEB = Path(__file__).resolve().parent / "web"
 MODULES = (
     "netd",
     "netd.client",
+    "netd.worker",
     "netd.framed",
     "netd.wire.messages",
     "netd.wire.codecs",

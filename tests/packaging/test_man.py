@@ -126,8 +126,7 @@ def test_what_is_said_of_a_key():
     assert tag("control.mode") == "mode = 0o660"
     assert entry["control.mode"].facts.endswith("fixed.")
     assert entry["listen.address"].facts == "Text; required; replaces the service."
-    # a word that is reserved for later is not offered
-    assert "worker" not in entry["framed.listen.mode"].facts
+    assert "worker" in entry["framed.listen.mode"].facts
 
 
 def test_every_command_and_option_is_described():

@@ -96,6 +96,7 @@ def test_everything_that_users_expect_is_there(files):
     expected = {
         *("/usr/sbin/netd", "/usr/bin/netctl", "/usr/lib/sysusers.d/netd.conf", "/usr/lib/tmpfiles.d/netd.conf"),
         *("/lib/systemd/system/netd.service", "/lib/systemd/system/netd.socket"),
+        *("/lib/systemd/system/netd-worker@.service", "/etc/netd/workers"),
         *(f"{doc}{name}" for name in ("README.Debian", "copyright", "changelog.gz", "netd.cdx.json")),
         *(f"{man}{name}.gz" for name in ("man8/netd.8", "man1/netctl.1", "man5/netd.toml.5")),
         *(f"/usr/share/bash-completion/completions/{name}" for name in ("netd", "netctl")),

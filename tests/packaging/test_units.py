@@ -17,12 +17,14 @@ import pytest
 from netd.control.config import ControlConfig
 from netd.errors import ConfigError
 from netd.runtime.config import RestartPolicy
+from netd.services.worker.config import WorkerConfig
 from netd.settings.problems import DIRECTORY_PREFIX
 from netd.settings.sources import CREDENTIAL_PREFIX
 from netd.systemd import STORE_MAX
+from netd.worker.running import DEFAULT_SOCKET, DRAIN
 
 UNITS = Path(__file__).parents[2] / "systemd"
-NAMES = ["netd.service", "netd.socket"]
+NAMES = ["netd.service", "netd.socket", "netd-worker@.service"]
 DROP_INS = sorted(path.name for path in (UNITS / "drop-ins").iterdir())
 FILES = [*NAMES, *(f"drop-ins/{name}" for name in DROP_INS)]
 
@@ -45,7 +47,7 @@ def root(tmp_path):
     units.mkdir(parents=True)
     for name in NAMES:
         shutil.copy(UNITS / name, units)
-    for program in ("usr/sbin/netd", "usr/bin/netctl"):
+    for program in ("usr/sbin/netd", "usr/bin/netctl", "usr/lib/netd/bin/python3"):
         file = tmp_path / program
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("#!/bin/sh\n")
@@ -54,7 +56,8 @@ def root(tmp_path):
 
 
 def verify(root: Path, name: str) -> tuple[int, str]:
-    command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", f"--root={root}", name]
+    instance = name.replace("@.", "@chat.")
+    command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", f"--root={root}", instance]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     return result.returncode, result.stderr
 
@@ -67,11 +70,11 @@ def dropped_in(root: Path, *names: str) -> None:
         shutil.copy(UNITS / "drop-ins" / name, directory / f"{number}-{name}")
 
 
-def exposure(root: Path) -> float:
+def exposure(root: Path, name: str = "netd.service") -> float:
     """systemd's own rating of the service with its drop-ins, 0 (best) to 10."""
-    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", f"--root={root}", "netd.service"]
+    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", f"--root={root}", name]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(re.search(r"exposure level for netd.service: ([0-9.]+)", result.stdout)[1])
+    return float(re.search(rf"exposure level for {name}: ([0-9.]+)", result.stdout)[1])
 
 
 @needs_systemd
@@ -99,6 +102,11 @@ def test_systemd_has_nothing_to_say_against_drop_ins(root, names):
 @needs_systemd
 def test_the_service_stays_confined(root):
     assert exposure(root) <= 1.8
+
+
+@needs_systemd
+def test_a_worker_is_confined_more_than_the_daemon(root):
+    assert exposure(root, "netd-worker@chat.service") < exposure(root)
 
 
 @needs_systemd
@@ -149,6 +157,45 @@ def test_reload_waits_for_its_outcome_as_root():
 def test_only_the_capabilities_that_are_needed():
     service = directives("netd.service")
     assert service["AmbientCapabilities"] == service["CapabilityBoundingSet"] == ["CAP_NET_RAW"]
+
+
+# --- workers ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_unit_and_what_it_runs_agree():
+    worker = directives("netd-worker@.service")
+    (command,) = worker["ExecStart"]
+    assert command.split()[-2:] == ["-m", "netd.worker"]
+    assert worker["EnvironmentFile"] == ["/etc/netd/workers/%i.env"]
+    text = (UNITS / "netd-worker@.service").read_text()
+    understood = (UNITS.parent / "netd/worker/__main__.py").read_text()
+    assert [name for name in re.findall(r"NETD_WORKER_[A-Z]+", text) if f'"{name}"' not in understood] == []
+    assert str(ConfigError.exit_code) in worker["RestartPreventExitStatus"][0].split()
+    assert int(worker["TimeoutStopSec"][0].removesuffix("s")) > DRAIN
+
+
+def test_a_worker_gets_to_the_workers_socket_and_to_nothing_else_of_the_daemons():
+    worker = directives("netd-worker@.service")
+    group = WorkerConfig().group
+    assert worker["SupplementaryGroups"] == [group]
+    sysusers = (UNITS.parent / "packaging/debian/netd.sysusers").read_text().splitlines()
+    assert {f"g {group} -", f"m netd {group}"} <= set(sysusers)
+    assert worker["CapabilityBoundingSet"] == [""]
+    assert "AmbientCapabilities" not in worker
+    # of each instance its own, and none that is called as the group is: there is no dynamic account of that name then
+    assert (worker["DynamicUser"], worker["User"]) == (["yes"], ["netd-worker-%i"])
+    hidden = " ".join(worker["InaccessiblePaths"]).replace("-/", "/").split()
+    assert {str(ControlConfig().socket), "/var/lib/netd", "/etc/netd/credentials"} <= set(hidden)
+    assert WorkerConfig().socket is None, "which is beside the control socket, in a directory that all may enter"
+    assert ControlConfig().socket.with_name("worker.sock") == DEFAULT_SOCKET
+    # what gives the socket to its group
+    assert directives("netd.service")["SystemCallFilter"][-1] == "@chown"
+
+
+def test_workers_go_with_the_daemon():
+    worker = directives("netd-worker@.service")
+    assert worker["PartOf"] == worker["WantedBy"] == ["netd.service"]
+    assert "netd.service" in worker["After"][0].split()
 
 
 # --- drop-ins --------------------------------------------------------------------------------------------------------

@@ -318,6 +318,8 @@ ATTEMPTS = {
     "identity a set-user-ID program gives": output_of("/usr/local/bin/lab-suid", "-u"),
     "make a set-user-ID program": on_file_of_ours(lambda path: os.chmod(path, 0o4700)),
     "change a file's group": on_file_of_ours(lambda path: os.chown(path, -1, os.getgid())),
+    "give a file away": on_file_of_ours(lambda path: os.chown(path, 1, -1)),
+    "give a file to a strange group": on_file_of_ours(lambda path: os.chown(path, -1, 1)),
     "make a device": make_device,
     "see devices": look_into("/dev"),
     "open /dev/kmsg": read("/dev/kmsg"),

@@ -68,6 +68,7 @@ def test_every_service_there_is_serves(machine, configured):
     configured("".join(f"[{name}]\nenabled = true\n" for name in names))
     result = smoke(machine)
     assert result.returncode == 0, result.stdout
+    names.remove("backplane")  # which only a hub of several machines has something to do for
     for name in names:
         assert f"ok     service {name} is running" in result.stdout
     assert "trace at 127.0.0.1:8080 accepts" in result.stdout

@@ -1,8 +1,7 @@
 """One run of a program that scores: a process of its own, without our privileges, that is asked line by line.
 
 Rules:
-- it has no capabilities and may not gain any, none of our descriptors, and an environment of PATH, HOME, LANG and TZ;
-- it has a process group of its own, and is killed with all that is in it;
+- it is started as runtime/programs.py has it, and is killed with all that is in its process group;
 - what it writes to stderr is read, so that it never blocks on it, and the end of it is kept;
 - nobody waits for long for its end: one that the kernel cannot kill yet (it hangs in a system call, on a disk that does
   not answer) is left alone, and is reaped by init after us if not by Python before.
@@ -10,42 +9,19 @@ Rules:
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 
 import structlog
 import trio
 
 from netd.errors import ProtocolError
+from netd.runtime.programs import DEATH, how, launch, signal_group
 
 log = structlog.get_logger("netd.anomaly")
 
-DEATH = 2.0
-"""Seconds that a process may take to be gone once it was killed."""
 _COMPLAINT = 500  # bytes of stderr that are kept
 _READ = 65536
-_ENVIRONMENT = ("PATH", "HOME", "LANG", "TZ")
-
-# Runs in the child, before the program: Python's preexec_fn is not safe in a process with threads. prctl(2),
-# capabilities(7): without ambient ones, and with no new privileges, execve(2) leaves none to an account that is not
-# root; to root it gives the bounding set, which is therefore emptied (and has to be).
-_LAUNCHER = """
-import ctypes, os, sys
-prctl = ctypes.CDLL(None).prctl
-PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, CLEAR_ALL = 23, 24, 38, 47, 4
-if prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or prctl(PR_CAP_AMBIENT, CLEAR_ALL, 0, 0, 0):
-    sys.exit("cannot give up privileges")
-for capability in range(64):
-    prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
-    if 0 in os.getresuid() and prctl(PR_CAPBSET_READ, capability, 0, 0, 0) > 0:
-        sys.exit("cannot give up root's capabilities")
-try:
-    os.execv(sys.argv[1], sys.argv[1:])
-except OSError as error:
-    sys.exit(f"cannot start {sys.argv[1]}: {error.strerror.lower()}")
-"""
 
 
 class Ended(ProtocolError):
@@ -65,15 +41,7 @@ class Program:
 
     @classmethod
     async def start(cls, command: list[str], nursery: trio.Nursery) -> Program:
-        process = await trio.lowlevel.open_process(
-            [sys.executable, "-I", "-S", "-c", _LAUNCHER, *command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-            cwd="/",
-        )
+        process = await launch(command, stdin=subprocess.PIPE)
         program = cls(process)
         nursery.start_soon(program._listen)
         return program
@@ -142,10 +110,7 @@ class Program:
     def kill(self) -> None:
         """All of its process group. Before anybody has waited for it: until then its number is nobody else's."""
         if not self._reaped:
-            try:
-                os.killpg(self.pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                return
+            signal_group(self.pid, signal.SIGKILL)
 
     async def end(self, patience: float) -> int | None:
         """Close its stdin, let it end within `patience` seconds, kill what is left of its group.
@@ -174,12 +139,4 @@ class Program:
         return status
 
 
-def how(status: int | None) -> str:
-    if status is None:
-        return "killed, and not gone yet"
-    if status >= 0:
-        return f"status {status}"
-    try:
-        return f"killed by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"killed by signal {-status}"
+__all__ = ["DEATH", "Ended", "Program", "how"]
