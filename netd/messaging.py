@@ -18,12 +18,14 @@ Left out: what the hub does (netd/hub), and who is connected to it (the services
 from __future__ import annotations
 
 import os
+import socket
 import time
 from typing import TYPE_CHECKING
 
 import structlog
 import trio
 
+from netd.backplane.plane import RedisBackplane
 from netd.errors import ConfigError, ConfigProblem, NetdError
 from netd.hub.hub import Hub
 from netd.hub.signed import key_files
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric
 
+    from netd.backplane.config import BackplaneConfig
     from netd.hub.config import HubConfig
     from netd.runtime.metrics import Metrics
 
@@ -94,10 +97,24 @@ class Messaging:
     """One per daemon; all methods are for the Trio thread."""
 
     def __init__(
-        self, config: HubConfig, tokens: Tokens, *, version: str, metrics: Metrics, directory: Path | None
+        self,
+        config: HubConfig,
+        tokens: Tokens,
+        *,
+        version: str,
+        metrics: Metrics,
+        directory: Path | None,
+        backplane: BackplaneConfig | None = None,
     ) -> None:
-        """`directory` is where what the hub remembers is kept; None: nowhere."""
-        self.hub = Hub(config, clock=time.time, server="netd", version=version, tokens=tokens)
+        """`directory` is where what the hub remembers is kept; None: nowhere. `backplane` is needed for "redis"."""
+        self._revoked_elsewhere = trio.Event()
+        plane = None
+        if config.backplane == "redis":
+            if backplane is None:
+                raise ValueError("cannot make a hub over Redis without its configuration")
+            plane = RedisBackplane(backplane, host=socket.gethostname(), version=version, monotonic=trio.current_time)
+            plane.on_revoked = lambda: self._revoked_elsewhere.set()
+        self.hub = Hub(config, clock=time.time, server="netd", version=version, tokens=tokens, backplane=plane)
         self.reactor = Reactor()
         self._nothing = self.hub.dump()
         self._file = None if directory is None else directory / HUB_FILE
@@ -112,6 +129,7 @@ class Messaging:
         async with trio.open_nursery() as nursery:
             await nursery.start(self.reactor.run)
             nursery.start_soon(self._expire)
+            nursery.start_soon(self._keep_elsewhere)
             task_status.started()
             while True:
                 await trio.sleep(_SWEEP)
@@ -124,6 +142,17 @@ class Messaging:
             with trio.move_on_after(_CLOCK if delay is None else min(delay, _CLOCK)):
                 await self._sooner.wait()
             await trio.lowlevel.checkpoint()
+
+    async def _keep_elsewhere(self) -> None:
+        """What other machines revoke is remembered here too: Redis may have forgotten it by the next start."""
+        while True:
+            await self._revoked_elsewhere.wait()
+            self._revoked_elsewhere = trio.Event()
+            try:
+                await self.keep_revoked()
+            except NetdError as error:
+                log.error("cannot keep what another machine revoked", why=str(error))
+            await trio.sleep(1.0)  # many may come at once, and each writes the whole file
 
     async def keep_revoked(self) -> None:
         """Have on disk what is revoked. NetdError: that cannot be; it holds until the daemon ends."""

@@ -3,9 +3,10 @@
     write     root; accounts of control.users; the daemon's own account, when a person runs it by hand
     content   accounts of control.content_users
     read      whoever may open the socket
-    none      a peer without credentials (no Unix socket)
+    none      a peer without credentials (no Unix socket); the daemon's own account while it runs application code
 
-The own account of a daemon that systemd started has no write access by itself: application code may share it.
+The own account of a daemon that systemd started has no write access by itself: application code may share it. While the
+daemon itself starts such code under it ([worker] command), it has no access at all, unless one of the lists names it.
 Asked per request, so that a reload takes effect on connections that are open. Names are looked up in a thread (the
 lookup may go to a directory server) and again after a minute: an account made later, or removed, counts from then on.
 One that does not exist gets no access, which is a warning of the daemon's health (`AccessPolicy.watch`).
@@ -40,11 +41,18 @@ _UNKNOWN = "control.accounts"
 class AccessPolicy:
     """The access levels as the running configuration has them."""
 
-    def __init__(self, config: Callable[[], ControlConfig], *, own_uid: int | None) -> None:
+    def __init__(
+        self,
+        config: Callable[[], ControlConfig],
+        *,
+        own_uid: int | None,
+        code_uid: Callable[[], int | None] = lambda: None,
+    ) -> None:
         """`config()` is the running [control]; `own_uid` is the account that may write because it runs the daemon by
-        hand, None for a daemon that systemd started."""
+        hand, None for a daemon that systemd started; `code_uid()` is that of application code that the daemon runs."""
         self._config = config
         self._own_uid = own_uid
+        self._code_uid = code_uid
         self._resolved: dict[tuple[str, ...], tuple[float, dict[str, int | None]]] = {}
         """Accounts as the configuration lists them -> until when that counts, and their uids; None: no such account."""
 
@@ -56,6 +64,8 @@ class AccessPolicy:
             return Caller(peer, Access.WRITE)
         if peer.uid in await self._uids(config.content_users):
             return Caller(peer, Access.CONTENT)
+        if peer.uid == self._code_uid():
+            return Caller(peer, Access.NONE)
         return Caller(peer, Access.READ)
 
     async def watch(self, health: Health, reloads: Subscription) -> None:

@@ -231,3 +231,14 @@ def test_telling_a_service_from_a_person(environ, expected):
 def test_own_account():
     assert own_account({}) == os.geteuid()
     assert own_account({"SYSTEMD_EXEC_PID": str(os.getpid())}) is None
+
+
+async def test_application_code_that_the_daemon_runs_has_no_access_unless_a_list_names_its_account():
+    running = [None, USER]
+    plain = AccessPolicy(lambda: ControlConfig(), own_uid=None, code_uid=lambda: running[-1])
+    assert (await plain.caller(Peer(1, USER, USER))).access is Access.NONE
+    assert (await plain.caller(Peer(1, NOBODY, NOBODY))).access is Access.READ
+    named = AccessPolicy(lambda: ControlConfig(content_users=[str(USER)]), own_uid=None, code_uid=lambda: USER)
+    assert (await named.caller(Peer(1, USER, USER))).access is Access.CONTENT
+    running.pop()
+    assert (await plain.caller(Peer(1, USER, USER))).access is Access.READ

@@ -21,11 +21,12 @@ from urllib.parse import unquote_to_bytes
 from fastapi import APIRouter, Header, Path, Query, Response
 from pydantic import BaseModel
 
+from netd.control.answers import answered
 from netd.control.connections import named
 from netd.control.host import Host
 from netd.control.routes.messages import Delivered, MessageBody, MessageView, message_view
 from netd.control.tail import Tail
-from netd.errors import Conflict, NotFound
+from netd.errors import Conflict, NotFound, TooBusy
 from netd.hub.channels import ChannelInfo
 from netd.hub.info import HubInfo
 from netd.hub.permissions import shown
@@ -76,7 +77,7 @@ class Member(BaseModel):
 
 
 class WholeChannel(ChannelView):
-    """A channel with who hears it: at most the first 1000. The daemon's own readers are not shown."""
+    """A channel with who hears it, on all machines: at most the first 1000. The daemon's own readers are not shown."""
 
     presence: list[Member]
 
@@ -125,15 +126,19 @@ def router(host: Host) -> APIRouter:
     @routes.get("/channels/{name}")
     async def get_channel(name: Name, caller: Read) -> WholeChannel:
         """One channel, or pattern, and who hears it. 404 for one that nobody hears and that has no history."""
-        channel = _channel(name)
-        info = host.hub.channel(channel)
-        if not info.subscribers and info.epoch is None:
+        channel, hub = _channel(name), host.hub
+        what = f"see who is in {shown(channel)}"
+        count, others = await answered(lambda answer: hub.backplane.elsewhere(channel, MAX_LIST, answer), what)
+        info = hub.channel(channel)
+        if not info.subscribers and info.epoch is None and not count:
             raise NotFound(f"cannot find channel {shown(channel)}: nobody hears it, and it has no history", path="name")
         members = [
             Member(session=one.session, name=one.name, transport=one.transport, tags=one.tags or {})
-            for one in host.hub.presence(channel)[:MAX_LIST]
+            for one in [*hub.presence(channel), *others][:MAX_LIST]
         ]
-        return WholeChannel(presence=members, **_view(info).model_dump())
+        view = _view(info)
+        view.subscribers += count
+        return WholeChannel(presence=members, **view.model_dump())
 
     @routes.get("/channels/{name}/history")
     async def get_history(
@@ -142,10 +147,14 @@ def router(host: Host) -> APIRouter:
         since: Since = None,
         limit: Annotated[int, Query(ge=1, le=MAX_LIST)] = 100,
     ) -> ChannelHistory:
-        """The newest messages, or the first after `since`. 409 where the namespace keeps none, or there is none."""
+        """The newest messages, or the first after `since`. 409 where the namespace keeps none, or there is none; 503
+        while the history is out of reach."""
         channel = _channel(name)
-        page = host.hub.history(channel, _position(since), limit)
+        what = f"read the history of {shown(channel)}"
+        page = await answered(lambda answer: host.hub.ask_history(channel, _position(since), limit, answer), what)
         if page is None:
+            if host.hub.history_rules(channel).history_size:
+                raise TooBusy(f"cannot {what}: it is out of reach now (see netctl health)")
             why = "its namespace keeps none (hub.namespace, history_size)"
             if _nowhere(host, channel):
                 why = f"there is no namespace {_namespace(channel)} (hub.namespace)"

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict
 
 from netd.control import connections
+from netd.control.answers import answered
 from netd.control.connections import SessionRow, SessionView
 from netd.control.host import Host
 from netd.control.routes.messages import Delivered, MessageBody
@@ -150,7 +151,7 @@ def router(host: Host) -> APIRouter:
     ) -> Kicked:
         """End sessions and their connections; they cannot be resumed. 404 if there is none."""
         text = _text(target)
-        kicked = host.hub.kick(text, code, reason)
+        kicked = await answered(lambda answer: host.hub.kick(text, code, reason, answer), f"kick {text!r}")
         if not kicked:
             raise _nobody("kick", text)
         return Kicked(kicked=kicked)
@@ -160,7 +161,10 @@ def router(host: Host) -> APIRouter:
         """Send a direct message to sessions. 404 if there is none; fewer than there are: an outbox was full."""
         hub, text = host.hub, _text(target)
         content = body.content()
-        delivered = hub.direct(text, content, priority=body.priority, ephemeral=body.ephemeral)
+        delivered = await answered(
+            lambda answer: hub.direct(text, content, priority=body.priority, ephemeral=body.ephemeral, answer=answer),
+            f"send to {text!r}",
+        )
         # nobody here, and no other machine says that it had somebody
         if not delivered and not hub.find(text):
             raise _nobody("send to", text)

@@ -1,0 +1,330 @@
+"""The backplane's messages of channels, and their histories. Pure.
+
+    publish -> here at once, or Outgoing -> Redis -> lane -> Tracks -> hub.deliver
+
+Rules:
+- a message of a channel without history is delivered here at once, always; one with a history when it comes back from
+  Redis with its offset, so that all machines deliver in one order;
+- who hears a channel is told where this machine is in it, which may be behind Redis: what is between follows;
+- after a time without Redis those that heard messages without offsets are told where they are (Ok without `ref`). Who
+  comes back to this machine from a place among such messages is told that it may have missed something, as nobody knows
+  which of them it had.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from netd.backplane import envelopes
+from netd.backplane.desk import Call, Desk, ignore, seed
+from netd.backplane.envelopes import Said
+from netd.backplane.ledger import Entry, Kept
+from netd.hub.history import Page, Publication, measure
+from netd.hub.permissions import Refusal
+from netd.wire.messages import Ok, Position, channel_fields
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from netd.hub.batch import Batch
+
+BATCH = 128
+"""Messages in one call of the script that publishes."""
+BATCH_BYTES = 2**20
+PAGE = 500
+"""Messages of one page, when a channel is brought level."""
+PAGE_BYTES = 8 * 2**20
+"""Bytes of one page, about; a recovery that takes more fails."""
+
+
+class Channels(Desk):
+    """To be mixed into the backplane."""
+
+    # --- the hub's side ---
+
+    def publish(self, publication: Publication) -> None:
+        rules = self._rules(publication.channel)
+        kept = bool(rules.history_size) and not publication.ephemeral
+        here = not kept or not self.online
+        if here:
+            self._deliver_here(publication, kept)
+        if publication.ephemeral and not self.online:
+            return
+        said = Said(
+            self.node,
+            self.outgoing.number(),
+            publication.channel,
+            publication.data,
+            publication.sender,
+            publication.priority,
+            publication.ephemeral,
+            publication.time,
+        )
+        body, now = envelopes.encode(said), self._monotonic()
+        entry = Entry(said.sequence, said.channel, body, kept, publication, here, at=now)
+        if here and kept:
+            self.outgoing.loosen(entry)
+        for each in self.outgoing.add(entry):
+            self._deliver_here(each.content, each.kept)
+            self.outgoing.loosen(each)
+        self.figures.published += 1
+        self.on_call()
+
+    def publish_many(self, batch: Batch) -> None:
+        for publication in batch.publications():
+            self.publish(publication)
+
+    def history(
+        self, channel: bytes, since: Position | None, limit: int, answer: Callable[[Page | None], None]
+    ) -> None:
+        if not self._rules(channel).history_size:
+            answer(None)
+            return
+        if channel in self._hub.heard:
+            self.tracks.begin(channel)
+        if not self.online:
+            answer(self._page_without(channel, since))
+            return
+
+        def arrived(result: Any) -> None:
+            found = None if result is None else self._read_page(channel, result)
+            if found is None:
+                answer(self._page_without(channel, since))
+                return
+            answer(self._page(channel, since, limit, *found))
+
+        self._ask_history(channel, since, limit + 1 if since is not None else limit, arrived)
+
+    def position(self, channel: bytes, answer: Callable[[Position | None], None]) -> None:
+        if not self._rules(channel).history_size:
+            answer(None)
+            return
+        track = self.tracks.begin(channel) if channel in self._hub.heard else None
+        if track is not None and track.epoch is not None:
+            # when its messages had no offsets lately, nobody knows what comes after the last one
+            answer(None if track.loose else Position(track.epoch, track.offset))
+            return
+        if not self.online:
+            answer(None)
+            return
+
+        def arrived(result: Any) -> None:
+            found = None if result is None else self._read_page(channel, result)
+            if found is None:
+                answer(None)
+                return
+            now = self.tracks.settle(channel, found[0], found[1])
+            answer(None if now.epoch is None else Position(now.epoch, now.offset))
+
+        self._ask_history(channel, None, 0, arrived)
+
+    def resync(self) -> None:
+        """Something of the lane may have been missed: ask the histories."""
+        for channel in self.tracks.missed():
+            self._fetch(channel)
+
+    def settle(self) -> None:
+        """Nothing more has come for now: tell who heard messages without offsets where they are."""
+        while self._level:
+            channel = self._level.pop()
+            track = self.tracks.get(channel)
+            if track is not None and track.epoch is not None:
+                track.loose = False
+                self._tell_place(channel, track.epoch, track.offset)
+
+    # --- what comes and goes ---
+
+    def _deliver_here(self, publication: Publication, kept: bool) -> None:
+        """Without an offset."""
+        if kept:
+            self.figures.loose += 1
+            if (track := self.tracks.get(publication.channel)) is not None:
+                track.loose = True
+        self._hub.deliver(publication)
+
+    def _publishing(self) -> Call:
+        entries = self.outgoing.batch(BATCH, BATCH_BYTES)
+        keys = [self._key(b"q:", self.node), self._prefix + b"era"]
+        now = round(self._hub.clock() * 1000)
+        arguments: list[Any] = [self.lane, seed(), now, round(self.config.remember)]
+        for entry in entries:
+            rules = self._rules(entry.channel)
+            keys += [self._prefix + b"c:" + entry.channel, self._prefix + b"h:" + entry.channel]
+            size = rules.history_size if entry.kept else 0
+            arguments += [entry.sequence, size, round(rules.history_seconds * 1000), entry.body]
+
+        def answered(result: Any) -> None:
+            if isinstance(result, list) and isinstance(result[0], int):
+                for entry in entries[: result[0]]:
+                    self.outgoing.confirm(entry.sequence)
+
+        return Call("publish", keys, arguments, answered)
+
+    def _heard(self, said: Said, epoch: str | None, offset: int) -> None:
+        own = said.node == self.node
+        first = own or self.tracks.first(said.node, said.sequence)
+        if epoch is not None:
+            verdict = self.tracks.admit(said.channel, epoch, offset, "" if own else said.node, said.sequence)
+            if verdict == "gap":
+                self._fetch(said.channel)
+            if verdict in ("gap", "held"):
+                return
+            if verdict == "old":
+                if own:
+                    self.outgoing.returned(said.sequence)
+                return
+        if own:
+            self._own(said.channel, said.sequence, epoch, offset)
+        elif first or epoch is not None:
+            self._deliver(said, epoch, offset)
+
+    def _own(self, channel: bytes, sequence: int, epoch: str | None, offset: int) -> None:
+        entry = self.outgoing.returned(sequence)
+        if entry is not None:
+            publication = entry.content
+            publication.epoch, publication.offset = epoch, offset if epoch is not None else None
+            self._level_before(channel, epoch, offset)
+            self._hub.deliver(publication)
+        elif epoch is not None and self.tracks.get(channel) is not None:
+            self._level.add(channel)
+        elif epoch is not None and self.outgoing.was_loose(sequence):
+            self._tell_place(channel, epoch, offset)  # who hears it through a pattern
+
+    def _deliver(self, said: Said, epoch: str | None, offset: int) -> None:
+        try:
+            if type(said.data) is not str and type(said.data) is not bytes:
+                measure(said.data)
+        except Refusal:
+            self.figures.unreadable += 1
+            return
+        self._level_before(said.channel, epoch, offset)
+        self._hub.deliver(_publication(said, epoch, offset))
+
+    def _level_before(self, channel: bytes, epoch: str | None, offset: int) -> None:
+        """A message is about to be delivered: its offset follows, or its subscribers would think they missed some."""
+        if epoch is not None and channel in self._level:
+            self._level.discard(channel)
+            if (track := self.tracks.get(channel)) is not None:
+                track.loose = False
+            self._tell_place(channel, epoch, offset - 1)
+
+    def _tell_place(self, channel: bytes, epoch: str, offset: int) -> None:
+        self._hub.level(channel, Ok(**channel_fields(channel), epoch=epoch, offset=offset))
+
+    def _fetch(self, channel: bytes) -> None:
+        track = self.tracks.get(channel)
+        if track is None or track.epoch is None:
+            return
+        since = Position(track.epoch, track.offset)
+
+        def arrived(result: Any) -> None:
+            found = None if result is None else self._read_page(channel, result)
+            if found is None:
+                if self.online and (again := self.tracks.get(channel)) is not None:
+                    again.fetching = False
+                return
+            self._took(channel, *found)
+
+        self._push(self._history_call(channel, since, PAGE, arrived))
+
+    def _took(self, channel: bytes, epoch: str, newest: int, kept: list[Kept]) -> None:
+        fetched = self.tracks.page(channel, epoch, newest, kept, self.node)
+        self.figures.missed += fetched.lost
+        self.figures.fetched += len(fetched.new)
+        for each in fetched.new:
+            if each.node == self.node:
+                entry = self.outgoing.returned(each.sequence)
+                if entry is None:
+                    self._level.add(channel)
+                    continue
+            self._level_before(channel, epoch, each.offset)
+            self._hub.deliver(_publication(each.content, epoch, each.offset))
+        if fetched.regressed:
+            self._renew(channel)
+        if fetched.again:
+            self._fetch(channel)
+
+    def _renew(self, channel: bytes) -> None:
+        self._push(Call("renew", [self._prefix + b"c:" + channel], [seed()], ignore))
+
+    # --- histories ---
+
+    def _ask_history(self, channel: bytes, since: Position | None, limit: int, answer: Callable[[Any], None]) -> None:
+        self._question(self._history_call(channel, since, limit, answer))
+
+    def _history_call(self, channel: bytes, since: Position | None, limit: int, answer: Callable[[Any], None]) -> Call:
+        rules = self._rules(channel)
+        keys = [self._prefix + b"era", self._prefix + b"c:" + channel, self._prefix + b"h:" + channel]
+        arguments: list[Any] = [
+            seed(),
+            round(self._hub.clock() * 1000),
+            round(self.config.remember),
+            round(rules.history_seconds * 1000),
+            PAGE_BYTES,
+            limit,
+        ]
+        if since is not None:
+            arguments += [since.epoch, since.offset]
+        return Call("history", keys, arguments, answer)
+
+    def _read_page(self, channel: bytes, result: Any) -> tuple[str, int, list[Kept]] | None:
+        """(epoch, newest offset, messages), of which those that make no sense are left out."""
+        try:
+            epoch, newest = result[0].decode("ascii"), int(result[1])
+            pairs = list(zip(result[2::2], result[3::2], strict=True))
+        except (ValueError, TypeError, IndexError, AttributeError):
+            self.figures.unreadable += 1
+            return None
+        found = []
+        for offset, body in pairs:
+            try:
+                said = envelopes.decode(body)
+                if not isinstance(said, Said) or said.channel != channel:
+                    raise ValueError("it is of another channel")
+                measure(said.data)
+                found.append(Kept(int(offset), said.node, said.sequence, said))
+            except (ValueError, TypeError, Refusal):
+                self.figures.unreadable += 1
+        return epoch, newest, found
+
+    def _page(
+        self, channel: bytes, since: Position | None, limit: int, epoch: str, newest: int, kept: list[Kept]
+    ) -> Page:
+        track = self.tracks.settle(channel, epoch, newest) if channel in self._hub.heard else None
+        if track is not None and track.epoch is not None:
+            # no further than this machine is: the rest follows by itself
+            if track.epoch != epoch:
+                return Page(track.epoch, track.offset, [], complete=False)
+            newest = min(newest, track.offset)
+            kept = [each for each in kept if each.offset <= newest]
+        known = since is not None and since.epoch == epoch and since.offset <= newest
+        start = since.offset if since is not None and known else 0
+        complete = len(kept) == newest - start and len(kept) <= limit
+        if since is not None:
+            complete = complete and known
+            complete = complete and not any(
+                each.node == self.node and self.outgoing.was_loose(each.sequence) for each in kept
+            )
+        found = [_publication(each.content, epoch, each.offset).kept() for each in kept[:limit]]
+        return Page(epoch, newest, found, complete)
+
+    def _page_without(self, channel: bytes, since: Position | None) -> Page | None:
+        """Without Redis: who is where this machine is has missed nothing that this machine knows of."""
+        track = self.tracks.get(channel)
+        if track is None or track.epoch is None or track.loose or since is None:
+            return None
+        here = Position(track.epoch, track.offset)
+        return Page(here.epoch, here.offset, [], complete=True) if since == here else None
+
+
+def _publication(said: Said, epoch: str | None, offset: int) -> Publication:
+    return Publication(
+        said.channel,
+        said.data,
+        said.sender,
+        said.priority,
+        said.ephemeral,
+        said.time,
+        offset if epoch is not None else None,
+        epoch,
+    )

@@ -1,0 +1,290 @@
+"""The backplane's other nodes: who they are, letters to their sessions, and who is there. Pure.
+
+Rules:
+- a letter is not behind a message of a channel that has a history;
+- presence in Redis is for the others: what is here is asked of the hub. It is written when somebody comes, goes or
+  changes, and whole after every time without Redis; what is left of a dead node is removed by the first that sees it;
+- while Redis is away, letters, kicks and questions are about this machine alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import structs
+
+from netd.backplane.desk import Call, Desk, NodeInfo, ignore
+from netd.backplane.envelopes import Alive, Count, Gone, Kick, News, Post, Revoked
+from netd.backplane.nodes import MAX_NODES
+from netd.hub import presence as seen
+from netd.hub.history import measure
+from netd.hub.permissions import Refusal
+from netd.hub.revocations import Revocation
+from netd.hub.seams import Letter
+from netd.wire.messages import Client, Joined, Left, channel_fields
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from netd.backplane import envelopes
+    from netd.hub.session import Session
+
+HERE = 200
+"""Sessions of one call that writes who is here."""
+MAX_TOLD = 2000
+"""Sessions of a dead node whose leaving is told."""
+_ALL = b""
+"""In the place of a channel: all sessions of a node."""
+_client = msgspec.msgpack.Encoder().encode
+_read_client = msgspec.msgpack.Decoder(Client).decode
+_revocation = msgspec.msgpack.Encoder().encode
+read_revocation = msgspec.msgpack.Decoder(Revocation).decode
+_info = msgspec.msgpack.Encoder().encode
+_read_info = msgspec.msgpack.Decoder(NodeInfo).decode
+
+
+class Company(Desk):
+    """To be mixed into the backplane."""
+
+    # --- the hub's side ---
+
+    @property
+    def others(self) -> bool:
+        return bool(self.nodes)
+
+    def send(self, letter: Letter, answer: Callable[[int], None]) -> int:
+        here = self._hub.deliver_letter(letter)
+        if letter.to is not None and _is_id(letter.to) and self._hub.find(letter.to):
+            answer(here)
+            return here
+
+        def post(ask: int) -> Post:
+            how = letter.priority, letter.ephemeral, letter.application
+            return Post(self.node, ask, letter.to, letter.data, letter.sender, *how)
+
+        self._ask_all(here, post, answer)
+        return here
+
+    def kick(self, target: str, code: int, reason: str, answer: Callable[[int], None]) -> int:
+        single = _is_id(target) and bool(self._hub.find(target))
+        here = self._hub.kick_here(target, code, reason)
+        if single:
+            answer(here)
+        else:
+            self._ask_all(here, lambda ask: Kick(self.node, ask, target, code, reason), answer)
+        return here
+
+    def elsewhere(self, channel: bytes | None, limit: int, answer: Callable[[int, list[Client]], None]) -> None:
+        if not self.online or not self.nodes:
+            answer(0, [])
+            return
+
+        def arrived(result: Any) -> None:
+            try:
+                total = 0 if result is None else int(result[0])
+                clients = [] if result is None else [_read_client(each) for each in result[1:]]
+            except (ValueError, TypeError, IndexError, RecursionError):  # msgspec's errors are ValueErrors
+                self.figures.unreadable += 1
+                total, clients = 0, []
+            answer(total, clients)
+
+        keys = [self._present(node, _ALL if channel is None else channel) for node in self.nodes]
+        self._question(Call("there", keys, [limit], arrived))
+
+    def tell(self, channel: bytes, event: Joined | Left) -> None:
+        if self.online and self.nodes:
+            self._say(News(self.node, channel, isinstance(event, Joined), event.session, event.name))
+
+    def joined(self, channel: bytes | None, session: Session) -> None:
+        if self.online and not session.internal:
+            self._write_here(_ALL if channel is None else channel, [session])
+
+    def left(self, channel: bytes | None, session: Session, *, last: bool) -> None:
+        if channel is not None and last:
+            self.tracks.end(channel)
+            self._level.discard(channel)
+        if self.online and not session.internal:
+            name = _ALL if channel is None else channel
+            if channel is None or self._rules(name).track_presence:
+                keys = [self._present(self.node, name), self._key(b"i:", self.node)]
+                self._push(Call("here", keys, [name, session.id, b""], ignore))
+
+    def changed(self, session: Session, former: str | None = None) -> None:
+        """Its name, tags or id are others."""
+        if not self.online or session.internal:
+            return
+        for channel in (_ALL, *(session.channels or ())):
+            if former is not None:
+                keys = [self._present(self.node, channel), self._key(b"i:", self.node)]
+                self._push(Call("here", keys, [channel, former, b""], ignore))
+            self._write_here(channel, [session])
+
+    def revoke(self, made: Revocation) -> None:
+        if self.online:
+            self._store_revocation(made)
+            self._say(Revoked(self.node, made.kind, made.value, made.since, made.until))
+
+    def words(self) -> NodeInfo:
+        """What this node says of itself."""
+        hub = self._hub
+        return NodeInfo(
+            self.node,
+            self.node.rpartition(".")[0],
+            self.version,
+            self.config.address,
+            0.0,
+            hub.visible,
+            len(hub.heard),
+            len(self.outgoing),
+            None if self.lag is None else round(self.lag * 1000, 2),
+            hub.clock(),
+        )
+
+    def write_presence(self) -> None:
+        """All who are here, for the others; what Redis had of this node is gone."""
+        sessions = self._hub.present()
+        for start in range(0, len(sessions), HERE):
+            self._write_here(_ALL, sessions[start : start + HERE])
+        for channel, place in self._hub.heard.items():
+            there = [each for each in place.subscribers if not each.internal]
+            for start in range(0, len(there), HERE):
+                self._write_here(channel, there[start : start + HERE])
+
+    # --- what comes, and what Redis answers ---
+
+    def _take(self, envelope: envelopes.Envelope) -> None:
+        hub = self._hub
+        match envelope:
+            case Post():
+                try:
+                    measure(envelope.data)
+                except Refusal:
+                    self.figures.unreadable += 1
+                    return
+                letter = Letter(
+                    envelope.to,
+                    envelope.data,
+                    envelope.sender,
+                    envelope.priority,
+                    ephemeral=envelope.ephemeral,
+                    application=envelope.application,
+                )
+                self._count(envelope.node, envelope.ask, hub.deliver_letter(letter))
+            case Kick():
+                count = hub.kick_here(envelope.target, envelope.code, envelope.reason)
+                self._count(envelope.node, envelope.ask, count)
+            case Count():
+                self.questions.answered(envelope.ask, envelope.node, envelope.count)
+            case News():
+                kind = Joined if envelope.joined else Left
+                hub.news(envelope.channel, kind(envelope.session, envelope.name, **channel_fields(envelope.channel)))
+            case Revoked():
+                self._take_revocation(Revocation(envelope.kind, envelope.value, envelope.since, envelope.until))
+            case Alive():
+                if envelope.node not in self.nodes and len(self.nodes) < MAX_NODES:
+                    self.nodes[envelope.node] = NodeInfo(envelope.node, envelope.node.rpartition(".")[0])
+            case Gone():
+                self._forget(envelope.who)
+
+    def _count(self, node: str, ask: int, count: int) -> None:
+        if ask:
+            self._say(Count(self.node, ask, count), self._prefix + b"to:" + node.encode())
+
+    def _ask_all(self, here: int, envelope: Callable[[int], envelopes.Envelope], answer: Callable[[int], None]) -> None:
+        if not self.online or not self.nodes:
+            answer(here)
+            return
+        until = self._monotonic() + self.config.answers
+        self._say(envelope(self.questions.ask(self.nodes, here, until, answer)))
+
+    def _meet(self, others: Iterable[tuple[str, NodeInfo]]) -> None:
+        self.nodes = {node: info for node, info in others if node != self.node}
+
+    def _forget(self, node: str) -> None:
+        if node != self.node:
+            self.nodes.pop(node, None)
+            self.questions.gone(node)
+            self.tracks.forget([node])
+
+    def _look(self, result: Any) -> None:
+        """What a heartbeat has brought."""
+        try:
+            known, many = int(result[0]), int(result[1])
+            dead = [each.decode() for each in result[2 : 2 + many]]
+            rest = result[2 + many :]
+            others = list(read_nodes(rest))
+        except (ValueError, TypeError, IndexError, AttributeError):
+            self.figures.unreadable += 1
+            return
+        for node in set(self.nodes) - {node for node, _ in others}:
+            self._forget(node)
+        self._meet(others)
+        if not known:  # it was taken for dead, or Redis was emptied
+            self.write_presence()
+            for made in self._hub.revocations.all():
+                self._store_revocation(made)
+        for node in dead:
+            if node != self.node:
+                self._reap(node)
+
+    def _reap(self, node: str) -> None:
+        """It is dead: tell that its clients have left, unless another node does."""
+
+        def arrived(result: Any) -> None:
+            if not isinstance(result, list) or not result:
+                return
+            self._forget(node)
+            self._say(Gone(self.node, node))
+            for channel, client in zip(result[1::2], result[2::2], strict=False):
+                try:
+                    one = _read_client(client)
+                    event = Left(one.session, one.name, **channel_fields(channel))
+                except (ValueError, TypeError, RecursionError):
+                    self.figures.unreadable += 1
+                    continue
+                if self._rules(channel).join_leave:
+                    self._say(News(self.node, channel, False, one.session, one.name))
+                    self._hub.news(channel, event)
+
+        keys = [self._prefix + b"nodes", self._prefix + b"nodes:info", self._key(b"i:", node)]
+        self._push(Call("reap", keys, [node, self._key(b"p:", node) + b":", MAX_TOLD, 1], arrived))
+
+    def _write_here(self, channel: bytes, sessions: list[Session]) -> None:
+        if channel != _ALL and not self._rules(channel).track_presence:
+            return
+        arguments: list[Any] = [channel]
+        for session in sessions:
+            arguments += [session.id, _client(seen.client(session))]
+        keys = [self._present(self.node, channel), self._key(b"i:", self.node)]
+        self._push(Call("here", keys, arguments, ignore))
+
+    def _take_revocation(self, made: Revocation) -> None:
+        if self._hub.revoked(made):
+            self.on_revoked()
+
+    def _store_revocation(self, made: Revocation) -> None:
+        field = f"{made.kind}:{made.value}".encode()
+        self._push(Call("", [], [b"HSET", self._prefix + b"revoked", field, _revocation(made)], ignore))
+
+    def _drop_revocation(self, made: Revocation) -> None:
+        field = f"{made.kind}:{made.value}".encode()
+        self._push(Call("", [], [b"HDEL", self._prefix + b"revoked", field], ignore))
+
+    def _words(self) -> bytes:
+        return _info(self.words())
+
+
+def read_nodes(rest: list[Any]) -> Iterable[tuple[str, NodeInfo]]:
+    """Names and words of nodes, as the script gives them."""
+    for name, words in zip(rest[::2], rest[1::2], strict=False):
+        node = name.decode()
+        try:
+            info = _read_info(words)
+        except (ValueError, RecursionError):
+            info = NodeInfo(node, node.rpartition(".")[0])
+        yield node, info if info.node == node else structs.replace(info, node=node)
+
+
+def _is_id(target: str) -> bool:
+    return not target.startswith(("name:", "tag:"))

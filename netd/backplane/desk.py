@@ -1,0 +1,146 @@
+"""What the parts of the backplane over Redis stand on: who they are, what they count, how they ask. Pure.
+
+Left out: messages of channels (channels.py), nodes and sessions (company.py), the connection's side (plane.py).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from netd.backplane import envelopes
+from netd.backplane.ledger import Outgoing, Tracks
+from netd.backplane.nodes import MAX_ASKED, Questions
+
+if TYPE_CHECKING:
+    from netd.backplane.config import BackplaneConfig
+    from netd.hub.config import Namespace
+    from netd.hub.hub import Hub
+
+
+@dataclass(slots=True)
+class Call:
+    """Something to ask of Redis: a script by its name, or "" for a plain command. `answer` is called once, with None if
+    there is no answer."""
+
+    script: str
+    keys: list[bytes]
+    arguments: list[Any]
+    answer: Callable[[Any], None]
+
+
+class NodeInfo(msgspec.Struct, frozen=True):
+    """What a node says of itself."""
+
+    node: str
+    name: str
+    version: str = ""
+    address: str | None = None
+    started: float = 0.0
+    sessions: int = 0
+    channels: int = 0
+    queue: int = 0
+    """Messages that wait for Redis."""
+    lag_ms: float | None = None
+    """How long Redis took for the last heartbeat."""
+    time: float = 0.0
+    """When it said so."""
+
+
+@dataclass(slots=True)
+class Figures:
+    """Counts since the daemon began."""
+
+    published: int = 0
+    received: int = 0
+    unreadable: int = 0
+    dropped: int = 0
+    """From Redis, past the inbound bounds."""
+    fetched: int = 0
+    """Messages that came from history instead of the lane."""
+    missed: int = 0
+    """Messages that were no longer in the history when it was asked."""
+    loose: int = 0
+    """Messages delivered here without an offset, as Redis was away."""
+    refused: int = 0
+    """Questions that were not asked: too many waited."""
+
+
+class Desk:
+    """One per daemon. `monotonic` is a clock in seconds that is never set."""
+
+    def __init__(self, config: BackplaneConfig, *, host: str, version: str, monotonic: Callable[[], float]) -> None:
+        self.config = config
+        self.node = f"{(config.node or host)[:64]}.{secrets.token_hex(4)}"
+        """This node's id: another one at each start, as its sequences begin anew."""
+        self.version = version
+        self.online = False
+        self.outgoing = Outgoing(config.queue_messages, config.queue_bytes)
+        self.tracks = Tracks()
+        self.questions = Questions()
+        self.figures = Figures()
+        self.nodes: dict[str, NodeInfo] = {}
+        """The others that live."""
+        self.lag: float | None = None
+        self.on_call: Callable[[], None] = _nothing
+        """There is something in `next_call`."""
+        self.on_revoked: Callable[[], None] = _nothing
+        """Another node has revoked a token."""
+        self._hub: Hub
+        self._monotonic = monotonic
+        self._calls: deque[Call] = deque()
+        self._turn = False
+        self._lost: set[bytes] = set()
+        self._all_lost = False
+        self._level: set[bytes] = set()
+        prefix = config.prefix.encode()
+        self._prefix = prefix
+        self.lane = prefix + b"lane"
+        self.own_lane = prefix + b"to:" + self.node.encode()
+
+    def configure(self, config: BackplaneConfig) -> None:
+        """Other bounds; prefix and node are fixed."""
+        self.config = config
+        self.outgoing.max_messages, self.outgoing.max_bytes = config.queue_messages, config.queue_bytes
+
+    def _rules(self, channel: bytes) -> Namespace:
+        return self._hub.history_rules(channel)
+
+    def _say(self, envelope: envelopes.Envelope, lane: bytes | None = None) -> None:
+        self._push(Call("", [], [b"PUBLISH", lane or self.lane, b"\n" + envelopes.encode(envelope)], ignore))
+
+    def _question(self, call: Call) -> None:
+        """Ask for somebody who can be refused."""
+        if len(self._calls) >= MAX_ASKED:
+            self.figures.refused += 1
+            call.answer(None)
+            return
+        self._push(call)
+
+    def _push(self, call: Call) -> None:
+        self._calls.append(call)
+        self.on_call()
+
+    def _key(self, kind: bytes, node: str) -> bytes:
+        return self._prefix + kind + node.encode()
+
+    def _present(self, node: str, channel: bytes) -> bytes:
+        return self._key(b"p:", node) + b":" + channel
+
+
+def seed() -> str:
+    """A random text for a new epoch."""
+    return secrets.token_urlsafe(8)
+
+
+def ignore(result: Any) -> None:
+    """Of a call whose answer says nothing."""
+
+
+def _nothing() -> None:
+    pass

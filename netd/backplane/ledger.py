@@ -1,0 +1,353 @@
+"""What goes out and what comes in, so that nothing is lost and nothing comes twice. Pure.
+
+    Outgoing   what this node has said and Redis has not given back yet, in order
+    Tracks     how far this node has come in each channel that it hears and that has a history
+
+Rules:
+- each message has a sequence of its node. Redis takes a node's sequences in ascending order and none twice, so what may
+  have been lost on the way is said again;
+- while Redis is there, a message with a history is delivered when it comes back, in the order of offsets. It is
+  delivered "loosely", without an offset, when Redis goes away before that; when it comes back later it is not
+  delivered again;
+- past its bounds the oldest of what waits is given up. It was delivered here; the others will not have it, so its
+  channel is `lost`: it has to begin a new epoch;
+- a channel is fetched from history where an offset is missing, and after every time without Redis. What comes
+  meanwhile is left to the history too; so nothing has to be kept for it;
+- a channel that has another epoch than it had is of a Redis that has lost something. What was delivered already is then
+  known by who said it, as in a channel each node's sequences ascend. An epoch that ends in "~" goes on with the offsets
+  of the one before it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+MAX_RANGES = 64
+"""Times without Redis of which it is remembered what was said in them."""
+MAX_LOST = 10_000
+"""Channels that lost messages and are known by name; past that all channels count as such."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """A message of this node on its way. `content` is the caller's; `kept`: its channel has a history."""
+
+    sequence: int
+    channel: bytes
+    body: bytes
+    kept: bool
+    content: Any
+    delivered: bool
+    confirmed: bool = False
+    at: float = 0.0
+    """When it was said."""
+
+
+class Outgoing:
+    """Messages of this node that have not come back."""
+
+    def __init__(self, max_messages: int, max_bytes: int) -> None:
+        self.max_messages = max_messages
+        self.max_bytes = max_bytes
+        self.size = 0
+        self.sequence = 0
+        self.acknowledged = 0
+        """The latest that Redis is known to have taken."""
+        self.given_up = 0
+        self.lost: set[bytes] = set()
+        self.all_lost = False
+        self._entries: dict[int, Entry] = {}
+        self._unsent: deque[int] = deque()
+        self._loose: deque[list[int]] = deque(maxlen=MAX_RANGES)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def number(self) -> int:
+        """The sequence for what is to be added next."""
+        self.sequence += 1
+        return self.sequence
+
+    def add(self, entry: Entry) -> list[Entry]:
+        """Have it wait. Returns those that were given up for it and had not been delivered."""
+        self._entries[entry.sequence] = entry
+        self._unsent.append(entry.sequence)
+        self.size += len(entry.body)
+        undelivered = []
+        while len(self._entries) > self.max_messages or self.size > self.max_bytes:
+            oldest = next(iter(self._entries.values()))
+            if not oldest.delivered:
+                oldest.delivered = True
+                undelivered.append(oldest)
+            self._remove(oldest)
+            if self._unsent and self._unsent[0] == oldest.sequence:
+                self._unsent.popleft()
+                self._lose(oldest)
+            elif not oldest.confirmed:
+                self._lose(oldest)  # it may have arrived or not
+        return undelivered
+
+    def batch(self, messages: int, size: int) -> list[Entry]:
+        """The next to send; they count as sent."""
+        found: list[Entry] = []
+        while self._unsent and len(found) < messages and size > 0:
+            entry = self._entries.get(self._unsent.popleft())
+            if entry is not None:
+                found.append(entry)
+                size -= len(entry.body)
+        return found
+
+    @property
+    def unsent(self) -> bool:
+        return bool(self._unsent)
+
+    def confirm(self, sequence: int) -> None:
+        """Redis has taken it (or had already)."""
+        self.acknowledged = max(self.acknowledged, sequence)
+        entry = self._entries.get(sequence)
+        if entry is not None:
+            entry.confirmed = True
+            if entry.delivered:
+                self._remove(entry)
+
+    def returned(self, sequence: int) -> Entry | None:
+        """It came back, in its turn. Returns it if it has to be delivered now."""
+        self.acknowledged = max(self.acknowledged, sequence)
+        entry = self._entries.get(sequence)
+        if entry is None:
+            return None
+        self._remove(entry)
+        if entry.delivered:
+            return None
+        entry.delivered = True
+        return entry
+
+    def cut(self) -> list[Entry]:
+        """Redis is away. Returns what has to be delivered loosely now; all that waits is to be sent again."""
+        found = [entry for entry in self._entries.values() if not entry.delivered]
+        for entry in found:
+            entry.delivered = True
+            self.loosen(entry)
+        for entry in [entry for entry in self._entries.values() if entry.confirmed]:
+            self._remove(entry)
+        self._unsent = deque(self._entries)
+        return found
+
+    def strayed(self, before: float) -> list[Entry]:
+        """What Redis has taken, was said before that time and has not come back."""
+        return [each for each in self._entries.values() if each.confirmed and not each.delivered and each.at < before]
+
+    def release(self, entry: Entry) -> None:
+        """It has strayed and is delivered now, loosely."""
+        entry.delivered = True
+        self.loosen(entry)
+        self._remove(entry)
+
+    def loosen(self, entry: Entry) -> None:
+        """It was delivered here without an offset though its channel has a history."""
+        if not entry.kept:
+            return
+        sequence = entry.sequence
+        if self._loose and self._loose[-1][0] <= sequence <= self._loose[-1][1] + 1:
+            self._loose[-1][1] = max(self._loose[-1][1], sequence)
+        else:
+            self._loose.append([sequence, sequence])
+
+    def was_loose(self, sequence: int) -> bool:
+        """Whether it was delivered here without its offset, as far as remembered."""
+        return any(first <= sequence <= last for first, last in self._loose)
+
+    def take_lost(self) -> tuple[bool, set[bytes]]:
+        """(all channels are, the channels that are) to begin new epochs; forgotten here."""
+        taken = self.all_lost, self.lost
+        self.all_lost, self.lost = False, set()
+        return taken
+
+    def _lose(self, entry: Entry) -> None:
+        self.given_up += 1
+        if not entry.kept:
+            return
+        self.loosen(entry)
+        if len(self.lost) < MAX_LOST:
+            self.lost.add(entry.channel)
+        else:
+            self.all_lost = True
+
+    def _remove(self, entry: Entry) -> None:
+        del self._entries[entry.sequence]
+        self.size -= len(entry.body)
+
+
+Verdict = Literal["new", "old", "held", "gap"]
+
+
+@dataclass(slots=True)
+class Track:
+    """How far this node has come in a channel. `epoch` None: nothing is known yet."""
+
+    epoch: str | None = None
+    offset: int = 0
+    fetching: bool = False
+    again: bool = False
+    """Something came meanwhile, so the history has to be asked once more."""
+    foreign: bool = False
+    """Redis has lost something while this node was away: what is new is told by who said it."""
+    loose: bool = False
+    """Messages were delivered here without an offset since."""
+    began: int = 0
+    """The offset when it began to be heard."""
+    said: dict[str, int] = field(default_factory=dict)
+    """The latest sequence of each other node that was delivered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A message as a history gives it back. `content` is the caller's."""
+
+    offset: int
+    node: str
+    sequence: int
+    content: Any
+
+
+@dataclass(slots=True)
+class Fetched:
+    """What follows from a page: what is to be delivered, whether to ask again, and what was wrong."""
+
+    new: list[Kept] = field(default_factory=list)
+    again: bool = False
+    lost: int = 0
+    """Messages that were missed for good."""
+    regressed: bool = False
+    """The history is behind what was delivered: Redis has lost something."""
+
+
+class Tracks:
+    """Of all channels that are heard and have a history."""
+
+    def __init__(self) -> None:
+        self._tracks: dict[bytes, Track] = {}
+        self._latest: dict[str, int] = {}
+        """The latest sequence that came from each other node, of whatever channel."""
+
+    def __len__(self) -> int:
+        return len(self._tracks)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._tracks)
+
+    def get(self, channel: bytes) -> Track | None:
+        return self._tracks.get(channel)
+
+    def begin(self, channel: bytes) -> Track:
+        """The channel is heard."""
+        return self._tracks.setdefault(channel, Track())
+
+    def end(self, channel: bytes) -> None:
+        """It is heard no more."""
+        self._tracks.pop(channel, None)
+
+    def settle(self, channel: bytes, epoch: str, offset: int) -> Track:
+        """Redis has told where it is: this counts if nothing of it has come yet."""
+        track = self._tracks.get(channel)
+        if track is None:
+            return Track(epoch, offset)
+        if track.epoch is None:
+            track.epoch, track.offset, track.began = epoch, offset, offset
+        return track
+
+    def first(self, node: str, sequence: int) -> bool:
+        """Another node's message came on the lane, in order: whether for the first time."""
+        if sequence <= self._latest.get(node, 0):
+            return False
+        self._latest[node] = sequence
+        return True
+
+    def admit(self, channel: bytes, epoch: str, offset: int, node: str = "", sequence: int = 0) -> Verdict:
+        """A message came on the lane; of another node, with who that is. gap: ask for the history since the track's
+        position. held: that is being done."""
+        track = self._tracks.get(channel)
+        if track is None:
+            return "new"
+        if track.fetching:
+            track.again = True
+            return "held"
+        if track.epoch == epoch:
+            if offset <= track.offset:
+                return "old"
+            if offset > track.offset + 1:
+                track.fetching = True
+                return "gap"
+        if track.epoch is None:
+            track.began = offset - 1
+        track.epoch, track.offset = epoch, offset
+        if node:
+            if sequence <= track.said.get(node, 0):
+                return "old"  # it was said again to a Redis that had forgotten it
+            track.said[node] = sequence
+        return "new"
+
+    def missed(self) -> list[bytes]:
+        """Something may have been missed. Returns the channels whose history has to be asked for."""
+        found = []
+        for channel, track in self._tracks.items():
+            if track.epoch is not None:
+                track.fetching, track.again = True, False
+                found.append(channel)
+        return found
+
+    def cut(self) -> None:
+        """Redis is away: nothing is being fetched any more."""
+        for track in self._tracks.values():
+            track.fetching = track.again = False
+
+    def page(self, channel: bytes, epoch: str, newest: int, entries: Iterable[Kept], here: str = "") -> Fetched:
+        """A page of the history since the track's position came (of another epoch: since its beginning). `here` is this
+        node, of which `Outgoing` knows what was delivered."""
+        fetched = Fetched()
+        track = self._tracks.get(channel)
+        if track is None or not track.fetching:
+            return fetched
+        if track.epoch is None:
+            track.epoch, track.offset, track.began, track.fetching = epoch, newest, newest, False
+            return fetched
+        entries = list(entries)
+        if track.epoch != epoch:
+            track.epoch, track.foreign = epoch, True
+            if not epoch.endswith("~"):
+                track.began = 0
+            track.offset = entries[0].offset - 1 if entries else newest
+        elif newest < track.offset:
+            fetched.regressed = track.foreign = True
+            track.offset = min(track.offset, entries[0].offset - 1 if entries else newest)
+        for each in entries:
+            if each.offset <= track.offset:
+                continue
+            if not track.foreign:
+                fetched.lost += each.offset - track.offset - 1
+            track.offset = each.offset
+            if track.foreign and each.offset <= track.began:
+                continue
+            if each.node != here:
+                if each.sequence <= track.said.get(each.node, 0):
+                    continue
+                track.said[each.node] = each.sequence
+            fetched.new.append(each)
+        if track.offset < newest and not entries:
+            fetched.lost += newest - track.offset
+            track.offset = newest
+        fetched.again = track.offset < newest or track.again
+        track.again = False
+        if not fetched.again:
+            track.fetching = track.foreign = False
+        return fetched
+
+    def forget(self, nodes: Iterable[str]) -> None:
+        """Nodes that are gone for good."""
+        for node in nodes:
+            self._latest.pop(node, None)

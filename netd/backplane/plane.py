@@ -1,0 +1,151 @@
+"""The hub's backplane over Redis, but for the connection: what is asked of Redis, and what its answers do. Pure.
+
+    hub -> publish, send, kick, history, position, elsewhere... -> `next_call`, taken by the connection (redis.py)
+    connection -> connected, arrived, answers of calls, cut     -> hub.deliver, deliver_letter, kick_here...
+
+Rules:
+- nothing waits. While Redis is away messages of channels are delivered here at once and wait for the others
+  (ledger.py); letters, kicks and questions are about this machine alone;
+- whatever comes from Redis is checked. What cannot be used is counted and dropped.
+
+Left out: messages of channels (channels.py), nodes and sessions (company.py), bytes and sockets (redis.py), when to try
+again and what to say of it (service.py).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from netd.backplane import envelopes
+from netd.backplane.channels import Channels
+from netd.backplane.company import Company, read_revocation
+from netd.backplane.desk import Call, NodeInfo, ignore, seed
+from netd.backplane.envelopes import Alive, Gone, Revoked, Said
+from netd.backplane.nodes import MAX_NODES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from netd.hub.hub import Hub
+
+
+class RedisBackplane(Channels, Company):
+    """One per daemon. `monotonic` is a clock in seconds that is never set."""
+
+    def attach(self, hub: Hub) -> None:
+        self._hub = hub
+
+    def next_call(self) -> Call | None:
+        """What is to be sent next; None: nothing now. Messages and questions take turns."""
+        self._turn = not self._turn
+        if self.online and self.outgoing.unsent and (self._turn or not self._calls):
+            return self._publishing()
+        return self._calls.popleft() if self._calls else None
+
+    def joining(self) -> Call:
+        """What a connection begins with, before `connected`."""
+        everything, lost = self.outgoing.take_lost()
+        self._all_lost = self._all_lost or everything
+        self._lost |= lost
+        keys = [self._prefix + key for key in (b"nodes", b"nodes:info")]
+        keys += [self._key(b"q:", self.node), self._prefix + b"era", self._prefix + b"revoked"]
+        keys.append(self._key(b"i:", self.node))
+        arguments = [
+            self.node,
+            self._words(),
+            round(self.config.expiry * 1000),
+            self.outgoing.acknowledged,
+            int(self._all_lost),
+            seed(),
+            self._key(b"p:", self.node) + b":",
+            self._hub.config.max_revocations,
+        ]
+        return Call("join", keys, arguments, ignore)
+
+    def connected(self, result: Any, others: Iterable[tuple[str, NodeInfo]]) -> None:
+        """Redis is there, both lanes are heard, and it has answered `joining`."""
+        self.online = True
+        self._meet(others)
+        now = self._hub.clock()
+        known = set()
+        for each in result[1:] if isinstance(result, list) else ():
+            try:
+                made = read_revocation(each)
+            except (ValueError, TypeError, RecursionError):
+                self.figures.unreadable += 1
+                continue
+            known.add((made.kind, made.value))
+            if made.until <= now:
+                self._drop_revocation(made)
+            else:
+                self._take_revocation(made)
+        for made in self._hub.revocations.all():
+            if (made.kind, made.value) not in known:
+                self._store_revocation(made)
+                self._say(Revoked(self.node, made.kind, made.value, made.since, made.until))
+        for channel in self._lost:
+            self._renew(channel)
+        self._lost, self._all_lost = set(), False
+        self._say(Alive(self.node))
+        self.write_presence()
+        self.resync()
+        self.on_call()
+
+    def cut(self) -> None:
+        """Redis is away. What was asked is answered as far as this machine can."""
+        self.online = False
+        self.nodes.clear()
+        self.tracks.cut()
+        for entry in self.outgoing.cut():
+            self._deliver_here(entry.content, entry.kept)
+        calls, self._calls = self._calls, deque()
+        for call in calls:
+            call.answer(None)
+        self.questions.finish_all()
+
+    def arrived(self, payload: bytes) -> None:
+        """Something came on a lane."""
+        self.figures.received += 1
+        try:
+            epoch, offset, body = envelopes.parse(payload)
+            envelope = envelopes.decode(body)
+        except (ValueError, TypeError):
+            self.figures.unreadable += 1
+            return
+        if isinstance(envelope, Said):
+            self._heard(envelope, epoch, offset)
+        elif envelope.node != self.node:
+            self._take(envelope)
+
+    def beat(self, answer: Callable[[Any], None]) -> None:
+        """A sign of life, and a look at the others'. `answer` is for whoever beats; None: Redis did not answer."""
+        keys = [self._prefix + b"nodes", self._prefix + b"nodes:info"]
+        begun = self._monotonic()
+
+        def answered(result: Any) -> None:
+            if result is not None:
+                self.lag = self._monotonic() - begun
+                self._look(result)
+            answer(result)
+
+        arguments = [self.node, self._words(), round(self.config.expiry * 1000), MAX_NODES]
+        self._push(Call("beat", keys, arguments, answered))
+        for entry in self.outgoing.strayed(begun - 2 * self.config.timeout):
+            track = self.tracks.get(entry.channel)
+            if track is not None and track.epoch is not None:
+                if not track.fetching:
+                    track.fetching = True
+                    self._fetch(entry.channel)
+            else:
+                self.outgoing.release(entry)
+                self._deliver_here(entry.content, entry.kept)
+
+    def leave(self) -> Call:
+        """What a node says last."""
+        keys = [self._prefix + b"nodes", self._prefix + b"nodes:info", self._key(b"i:", self.node)]
+        return Call("reap", keys, [self.node, self._key(b"p:", self.node) + b":", 0, 0], ignore)
+
+    def goodbye(self) -> bytes:
+        """The payload that tells the others."""
+        return b"\n" + envelopes.encode(Gone(self.node, self.node))

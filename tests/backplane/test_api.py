@@ -1,0 +1,95 @@
+"""The control API of daemons that are one hub: nodes, presence, history, messages and kicks of all of them."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+import netd
+from netd.client import ControlClient
+from netd.errors import RequestFailed
+from netd.wire.messages import Direct
+from tests.backplane.lab import HUB, QUICK, Node, Redis, needs_redis
+from tests.support.process import PATIENCE
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+
+@asynccontextmanager
+async def controlled(
+    redis: Redis, directory: Path, name: str, **more: str
+) -> AsyncIterator[tuple[Node, ControlClient]]:
+    socket = directory / f"{name}.sock"
+    settings = {
+        "control": {"socket": str(socket), "group": ""},
+        "hub": HUB,
+        "backplane": {"url": redis.url, "node": name, **QUICK, **more},
+    }
+    async with netd.open(settings) as daemon, ControlClient(socket) as client:
+        yield Node(daemon), client
+
+
+@needs_redis
+async def test_what_one_is_asked_is_answered_for_all(redis, tmp_path):
+    async with (
+        controlled(redis, tmp_path, "a", address="10.0.0.1") as (a, client),
+        controlled(redis, tmp_path, "b") as (b, other),
+    ):
+        await a.online(1)
+        await b.online(1)
+        two = b.person(name="two")
+        await two.hear("kept:room")
+        await b.rest()
+        channel = await client.channel("kept:room")
+        assert (channel["subscribers"], [one["name"] for one in channel["presence"]]) == (1, ["two"])
+        await client.channel_publish("kept:room", "hi")
+        await a.rest()
+        assert [one["data"] for one in (await client.channel_history("kept:room"))["messages"]] == ["hi"]
+        assert await client.session_send("name:two", "direct") == 1
+        assert (await two.until(Direct)).data == "direct"
+        with pytest.raises(RequestFailed, match="there is no such session"):
+            await client.session_send("name:three", "direct")
+        assert await client.session_kick("name:two") == 1
+        assert two.closed is not None
+
+        found = await other.nodes()
+        assert found["backplane"] == "redis"
+        assert [(one["name"], one["here"]) for one in found["nodes"]] == [("b", True), ("a", False)]
+        with trio.fail_after(PATIENCE):
+            while (await other.nodes())["nodes"][1]["address"] != "10.0.0.1":  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        assert found["redis"]["online"]
+
+
+@needs_redis
+async def test_a_token_that_one_revokes_counts_nowhere_and_is_remembered_by_redis(redis, tmp_path):
+    async with controlled(redis, tmp_path, "a") as (a, client):
+        async with controlled(redis, tmp_path, "b") as (b, _):
+            await a.online(1)
+            await client.token_revoke(sub="mallory")
+            await b.becomes(lambda: len(b.hub.revocations) == 1)
+        async with controlled(redis, tmp_path, "c") as (c, _):
+            assert [one.value for one in c.hub.revocations.all()] == ["mallory"]
+        redis.say("FLUSHALL")
+        await a.becomes(lambda: redis.say("HLEN", "netd:revoked") == "1")
+
+
+async def test_without_it_there_is_one_machine(tmp_path):
+    socket = tmp_path / "x.sock"
+    async with netd.open({"control": {"socket": str(socket), "group": ""}}), ControlClient(socket) as client:
+        assert await client.nodes() == {"backplane": "memory", "nodes": [], "redis": None}
+
+
+async def test_without_redis_history_is_out_of_reach_and_the_api_answers(tmp_path):
+    redis = Redis(tmp_path)
+    async with controlled(redis, tmp_path, "a") as (a, client):
+        with pytest.raises(RequestFailed, match="it is out of reach now") as caught:
+            await client.channel_history("kept:room")
+        assert caught.value.kind == "too-busy"
+        assert not (await client.nodes())["redis"]["online"]
+        assert "backplane.redis" in a.warnings

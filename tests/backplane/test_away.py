@@ -1,0 +1,376 @@
+"""Redis goes away and comes back: frozen, killed, emptied, with what it kept and without."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from netd.wire.messages import AskHistory, Error, History, Left, Message, Ok, Position, SendDirect, Subscribe
+from tests.backplane.lab import Node, Person, Redis, needs_redis, node, nodes, numbers
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = needs_redis
+
+
+@pytest.fixture
+async def redis(tmp_path: Path):
+    """One of its own, that writes down everything before it answers."""
+    redis = Redis(tmp_path, "--appendonly", "yes", "--appendfsync", "always")
+    redis.start()
+    await redis.ready()
+    yield redis
+    redis.kill()
+
+
+class Follower:
+    """A client as they should be: it keeps its place, drops what it has, and notes what it was not given."""
+
+    def __init__(self, person: Person, channel: str = "kept:room") -> None:
+        self.person = person
+        self.channel = channel
+        self.place: Position | None = None
+        self.told: list[Any] = []
+        self.holes: list[Any] = []
+        self.twice: list[Any] = []
+        self.fresh = 0
+        """Times it was told that it may have missed something."""
+
+    async def begin(self) -> Follower:
+        ok = await self.person.hear(self.channel, self.place)
+        self._subscribed(ok)
+        return self
+
+    async def again(self, person: Person) -> Follower:
+        """On another connection, maybe to another machine."""
+        self.look()
+        self.person.leave()
+        self.person = person
+        return await self.begin()
+
+    def _subscribed(self, ok: Ok) -> None:
+        if self.place is not None and not ok.recovered:
+            self.fresh += 1
+        if not ok.recovered:
+            self.place = None if ok.epoch is None else Position(ok.epoch, ok.offset or 0)
+
+    def look(self) -> None:
+        for event in self.person.heard():
+            if isinstance(event, Ok) and event.ref is None:
+                assert event.epoch is not None
+                assert event.offset is not None
+                self.place = Position(event.epoch, event.offset)
+            elif isinstance(event, Message):
+                self._take(event)
+
+    def _take(self, message: Message) -> None:
+        if message.data in self.told:
+            self.twice.append(message.data)
+        self.told.append(message.data)
+        if message.offset is None:
+            return
+        if self.place is not None and self.place.epoch == message.epoch and message.offset != self.place.offset + 1:
+            self.holes.append((self.place, message))
+        self.place = Position(message.epoch or "", message.offset)
+
+    async def has(self, count: int) -> None:
+        def there() -> bool:
+            self.look()
+            return len(self.told) >= count
+
+        await self.person.node.becomes(there)
+
+
+async def level(*all_of_them: Node) -> None:
+    for one in all_of_them:
+        await one.online(len(all_of_them) - 1)
+        await one.becomes(lambda one=one: not len(one.plane.outgoing))
+    for one in all_of_them:
+        await one.rest()
+
+
+async def test_while_it_is_frozen_messages_go_on_here_and_reach_the_others_later(redis):
+    async with nodes(redis, "a", "b") as (a, b):
+        here, there = await Follower(a.person()).begin(), await Follower(b.person()).begin()
+        a.hub.publish(b"kept:room", "before")
+        await here.has(1)
+        await there.has(1)
+        redis.freeze()
+        a.hub.publish(b"kept:room", 0)
+        await a.offline()
+        for number in range(1, 50):
+            a.hub.publish(b"kept:room", number)
+            assert a.hub.publish(b"brief:room", number) == 0
+        await here.has(51)
+        assert here.told == ["before", *range(50)]
+        assert "backplane.redis" in a.warnings
+        assert "no answer within 1 s" in a.warnings["backplane.redis"]
+        redis.thaw()
+        await level(a, b)
+        a.hub.publish(b"kept:room", "after")
+        await here.has(52)
+        await there.has(52)
+        assert here.told == there.told == ["before", *range(50), "after"]
+        assert not here.holes
+        assert not there.holes
+        assert here.place == there.place
+        assert "backplane.redis" not in a.warnings
+
+
+async def test_who_heard_messages_without_offsets_is_told_where_they_are(redis):
+    async with nodes(redis, "a", "b") as (a, b):
+        here = a.person()
+        ok = await here.hear("kept:room")
+        redis.kill()
+        await a.offline()
+        a.hub.publish(b"kept:room", 1)
+        assert (await here.until(Message)).offset is None
+        redis.start()
+        await level(a, b)
+        place = await here.until(Ok)
+        assert (place.ref, place.channel, place.epoch, place.offset) == (None, "kept:room", ok.epoch, 1)
+
+
+async def test_both_sides_say_things_while_it_is_away_and_nothing_is_lost_or_comes_twice(redis):
+    async with nodes(redis, "a", "b", "c") as (a, b, c):
+        people = [await Follower(one.person()).begin() for one in (a, b, c)]
+        every = []
+
+        async def talk(node: Node, name: str) -> None:
+            for number in range(300):
+                data = f"{name}{number}"
+                every.append(data)
+                node.hub.publish(b"kept:room", data)
+                await trio.sleep(0.001)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(talk, a, "a")
+            nursery.start_soon(talk, b, "b")
+            await people[0].has(100)
+            redis.kill()
+            await a.offline()
+            redis.start()
+        await level(a, b, c)
+        for one in people:
+            await one.has(600)
+            one.look()
+            assert not one.twice
+            assert sorted(one.told) == sorted(every)
+            assert not one.holes
+            for name in ("a", "b"):
+                assert [each for each in one.told if each[0] == name] == [f"{name}{number}" for number in range(300)]
+        assert people[0].place == people[1].place == people[2].place
+        assert people[0].place.offset == 600
+
+
+async def test_who_was_away_meanwhile_gets_what_the_others_said(redis):
+    async with nodes(redis, "a", "b") as (a, b):
+        there = await Follower(b.person()).begin()
+        a.hub.publish(b"kept:room", 1)
+        await there.has(1)
+        redis.kill()
+        await a.offline()
+        for number in range(2, 20):
+            a.hub.publish(b"kept:room", number)
+        redis.start()
+        await level(a, b)
+        fresh = b.person()
+        await there.again(fresh)
+        await there.has(19)
+        assert there.told == list(range(1, 20))
+        assert not there.fresh
+
+
+async def test_who_comes_back_where_messages_had_no_offsets_is_told_that_something_may_be_missing(redis):
+    async with nodes(redis, "a", "b") as (a, b):
+        here = await Follower(a.person()).begin()
+        a.hub.publish(b"kept:room", 1)
+        await here.has(1)
+        redis.kill()
+        await a.offline()
+        a.hub.publish(b"kept:room", 2)
+        await here.has(2)
+        await here.again(a.person())  # Redis is still away, and the place of 2 is not known
+        assert here.fresh == 1
+        redis.start()
+        await level(a, b)
+        a.hub.publish(b"kept:room", 3)
+        await here.has(3)
+        assert here.told == [1, 2, 3]
+        assert not here.twice
+        behind = await Follower(a.person()).begin()
+        ok = await a.person().hear("kept:room", Position(behind.place.epoch, 1))
+        assert ok.recovered is False
+
+
+async def test_what_it_lost_over_a_restart_begins_new_epochs(tmp_path):
+    redis = Redis(tmp_path)  # it keeps nothing
+    redis.start()
+    try:
+        await redis.ready()
+        async with nodes(redis, "a", "b") as (a, b):
+            here, there = await Follower(a.person()).begin(), await Follower(b.person()).begin()
+            for number in range(10):
+                a.hub.publish(b"kept:room", number)
+            await there.has(10)
+            before = there.place
+            redis.kill()
+            await a.offline()
+            a.hub.publish(b"kept:room", 10)
+            redis.start()
+            await level(a, b)
+            a.hub.publish(b"kept:room", 11)
+            await here.has(12)
+            await there.has(12)
+            assert here.told == there.told == list(range(12))
+            assert there.place.epoch != before.epoch
+            late = await b.person().hear("kept:room", before)
+            assert late.recovered is False
+    finally:
+        redis.kill()
+
+
+async def test_emptied_under_way_it_begins_new_epochs_and_knows_everybody_again(redis):
+    async with nodes(redis, "a", "b") as (a, b):
+        here, there = await Follower(a.person(name="one")).begin(), await Follower(b.person()).begin()
+        for number in range(10):
+            a.hub.publish(b"kept:room", number)
+        await there.has(10)
+        before = there.place
+        redis.say("FLUSHALL")
+        for number in range(10, 20):
+            b.hub.publish(b"kept:room", number)
+        await here.has(20)
+        await there.has(20)
+        assert here.told == there.told == list(range(20))
+        assert there.place.epoch != before.epoch
+        assert (await a.person().hear("kept:room", before)).recovered is False
+        await a.becomes(lambda: int(redis.say("HLEN", f"netd:p:{a.plane.node}:kept:room")) == 2)
+
+
+async def test_a_lagging_copy_in_its_place_begins_new_epochs(redis):
+    """What a failover to a replica does that had not everything yet."""
+    async with nodes(redis, "a", "b") as (a, b):
+        there = await Follower(b.person()).begin()
+        for number in range(10):
+            a.hub.publish(b"kept:room", number)
+        await there.has(10)
+        await level(a, b)
+        before = there.place
+        redis.freeze()
+        await a.offline()
+        await b.offline()
+        redis.thaw()
+        redis.say("HSET", "netd:c:kept:room", "o", "5")
+        redis.say("SET", f"netd:q:{a.plane.node}", "5")
+        for number in range(6, 11):
+            redis.say("XDEL", "netd:h:kept:room", f"{number}-0")
+        await level(a, b)
+        for number in range(10, 15):
+            a.hub.publish(b"kept:room", number)
+        await there.has(15)
+        assert there.told == list(range(15))
+        assert there.place.epoch != before.epoch
+        assert (await a.person().hear("kept:room", before)).recovered is False
+
+
+async def test_past_its_bound_the_queue_gives_up_the_oldest_and_its_channel_begins_anew(redis):
+    async with node(redis, "b") as b, node(redis, "a", queue_messages=10) as a:
+        await a.online(1)
+        await b.online(1)
+        here, there = await Follower(a.person()).begin(), await Follower(b.person()).begin()
+        other = await Follower(b.person(), "short:calm").begin()
+        a.hub.publish(b"kept:room", 0)
+        a.hub.publish(b"short:calm", 0)
+        await there.has(1)
+        await other.has(1)
+        before, calm = there.place, other.place
+        redis.kill()
+        await a.offline()
+        for number in range(1, 31):
+            a.hub.publish(b"kept:room", number)
+        await here.has(31)
+        redis.start()
+        await level(a, b)
+        a.hub.publish(b"kept:room", 31)
+        await here.has(32)
+        await there.has(12)
+        assert here.told == list(range(32))
+        assert there.told == [0, *range(21, 32)]
+        assert there.place.epoch != before.epoch
+        assert (await b.person().hear("kept:room", before)).recovered is False
+        assert (await b.person().hear("short:calm", calm)).recovered is True
+
+
+async def test_past_its_bound_what_comes_is_fetched_from_history(redis):
+    async with node(redis, "a") as a, node(redis, "b", inbound_messages=16) as b:
+        await b.online(1)
+        there = await Follower(b.person()).begin()
+        for number in range(800):
+            a.hub.publish(b"kept:room", number)
+        await there.has(800)
+        assert there.told == list(range(800))
+        assert not there.holes
+        assert b.plane.figures.dropped
+        assert not b.plane.figures.missed
+
+
+async def test_the_clients_of_a_dead_machine_have_left(redis):
+    async with node(redis, "a") as a:
+        one = a.person()
+        await one.hear("kept:room")
+        async with node(redis, "b", expiry=0.5) as b:
+            await b.online(1)
+            two = b.person(name="two")
+            await two.hear("kept:room")
+            await a.online(1)
+            await b.rest()
+            # it dies: no goodbye, and nothing it does reaches Redis any more
+            b.plane.config = b.plane.config.model_copy(update={"prefix": "x"})
+            b.plane.online = False
+            b.plane.next_call = lambda: None
+            left = await one.until(Left)
+            assert left.session == two.session.id
+            assert not a.plane.nodes
+            assert redis.say("KEYS", "netd:p:b*") == ""
+            del b.plane.next_call
+
+
+async def test_a_daemon_starts_without_it_and_joins_when_it_is_there(tmp_path):
+    redis = Redis(tmp_path)
+    async with node(redis, "a") as a:
+        assert "backplane.redis" in a.warnings
+        here = a.person()
+        ok = await here.hear("kept:room", Position("some", 3))
+        assert (ok.recovered, ok.epoch) == (False, None)
+        a.hub.publish(b"kept:room", "alone")
+        assert (await here.until(Message)).data == "alone"
+        refused = await here.answer(AskHistory(channel="kept:room", ref=7), Error)
+        assert refused.code == "unavailable"
+        assert (await here.answer(SendDirect(to="name:x", data="", ref=7), Error)).code == "not-found"
+        redis.start()
+        try:
+            await a.online()
+            assert "backplane.redis" not in a.warnings
+            await a.becomes(lambda: not len(a.plane.outgoing))
+            history = await here.answer(AskHistory(channel="kept:room", ref=7), History)
+            assert numbers(history.messages) == ["alone"]
+        finally:
+            redis.kill()
+
+
+async def test_who_is_subscribing_when_it_goes_away_is_answered(redis):
+    async with nodes(redis, "a", "b") as (a, b):
+        redis.freeze()
+        one = a.person()
+        one.ask(Subscribe(channel="kept:room", ref=7))
+        one.ask(AskHistory(channel="kept:other", ref=8))
+        ok = await one.until(Ok)
+        assert (ok.ref, ok.epoch) == (7, None)
+        redis.thaw()
+        await level(a, b)
+        b.hub.publish(b"kept:room", 1)
+        assert (await one.until(Message)).offset == 1
