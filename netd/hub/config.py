@@ -1,7 +1,7 @@
 """The [hub] section: namespaces with their rules, tokens and what they permit, and what no session may exceed. Pure.
 
 Rules:
-- everything is `live`: a reload disturbs nobody, and holds from the next message on;
+- everything but `backplane` is `live`: a reload disturbs nobody, and holds from the next message on;
 - what is not allowed here is not possible for a client: without namespaces there are no channels for clients, and an
   operation of no channel (direct, broadcast, clients) takes a token unless it says otherwise;
 - the namespace of a channel is what stands before the first ":" of its name; "" is that of names without one;
@@ -22,7 +22,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 
-from netd.section import Section, live
+from netd.section import Section, fixed, live
 from netd.wire.messages import MAX_CHANNEL, MAX_NAME, MAX_TAGS
 
 MIN_SECRET = 16
@@ -210,6 +210,10 @@ class HubConfig(Section):
     """`[[hub.token]]`: what clients may show to be permitted more."""
     key: list[Key] = live(default_factory=list, max_length=16)
     """`[[hub.key]]`: keys of signed tokens (JWT), which clients may show as well."""
+
+    backplane: Literal["memory", "redis"] = fixed("memory")
+    """memory: this machine is the whole hub. redis: machines that share a Redis are one hub (`[backplane]`); history is
+    kept there, by the rules of its namespaces."""
 
     # operations of no channel
     direct: Who = live("token")

@@ -36,7 +36,7 @@ from netd.hub.outbox import NORMAL_PRIORITY
 from netd.hub.patterns import Pattern
 from netd.hub.permissions import Permissions, Refusal, shown, valid
 from netd.hub.revocations import Revocations
-from netd.hub.seams import Echo, Letter, MemoryBackplane
+from netd.hub.seams import Echo, Letter, MemoryBackplane, application_event
 from netd.hub.session import Session, spread
 from netd.hub.stays import Stays
 from netd.hub.tokens import Tokens
@@ -58,12 +58,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from netd.errors import ProtocolError
+    from netd.hub.batch import Batch
     from netd.hub.config import HubConfig
     from netd.hub.outbox import Outbox
     from netd.hub.permissions import Realm
     from netd.hub.revocations import Kind, Revocation
     from netd.hub.seams import Application, Backplane
     from netd.hub.tokens import Grant
+    from netd.wire.messages import Joined, Left
 
 _FORGETFUL = Namespace(name="")
 """The rules by which what was a channel, and is a pattern now, keeps its history: not at all."""
@@ -105,7 +107,7 @@ class Hub:
         self.on_closed: list[Callable[[Session, int, str], None]] = []
         self.on_resumed: list[Callable[[Session, str], None]] = []
         """Called with a session that has its former id again, and the id it had for a moment."""
-        self.histories = Histories(rules=self._history_rules, in_use=lambda name: name in self.heard)
+        self.histories = Histories(rules=self.history_rules, in_use=lambda name: name in self.heard)
         self.heard: dict[bytes, Channel] = {}
         """Channels that someone hears, or is about to."""
         self._targets: dict[str, dict[Session, None]] = {}
@@ -163,7 +165,8 @@ class Hub:
             now=self.clock(),
         )
 
-    def _history_rules(self, name: bytes) -> Namespace:
+    def history_rules(self, name: bytes) -> Namespace:
+        """The rules by which a channel keeps its history."""
         realm = self.permissions.realm(name)
         return _FORGETFUL if realm.rules.wildcards and realm.wild(name) else realm.rules
 
@@ -218,6 +221,7 @@ class Hub:
         self.watch(session)
         self.opened += 1
         if not session.internal:  # the daemon's own are nobody's clients
+            self.backplane.joined(None, session)
             self.application.opened(session)
             for hook in self.on_opened:
                 hook(session)
@@ -255,6 +259,7 @@ class Hub:
         session.buckets = None
         self.stays.keep(session, self.clock(), self.config.resume_seconds)
         if not session.internal:
+            self.backplane.left(None, session, last=False)
             self.application.closed(session, code, reason)
             for hook in self.on_closed:
                 hook(session, code, reason)
@@ -275,9 +280,16 @@ class Hub:
         """How many sessions there are besides the daemon's own."""
         return len(self.sessions) - self._internal
 
-    def kick(self, target: str, code: int = CloseCode.KICKED, reason: str = "") -> int:
-        """End the sessions of a target; they cannot be resumed. Returns how many there were."""
-        return self._answered(lambda answer: self.backplane.kick(target, code, reason, answer))
+    def kick(
+        self,
+        target: str,
+        code: int = CloseCode.KICKED,
+        reason: str = "",
+        answer: Callable[[int], None] | None = None,
+    ) -> int:
+        """End the sessions of a target; they cannot be resumed. Returns how many there were on this machine; `answer`
+        is called with how many there were on all of them."""
+        return self.backplane.kick(target, code, reason, answer or _ignore)
 
     def kick_here(self, target: str, code: int, reason: str) -> int:
         """`kick` on this machine, for the backplane."""
@@ -324,6 +336,7 @@ class Hub:
         if (after := _targets(session)) != before:
             self._unindex(session, (target for target in before if target not in after))
             self.index(session)
+            self.backplane.changed(session)
         if grants is not None:
             self.watch(session)
 
@@ -333,6 +346,7 @@ class Hub:
         del self.sessions[former]
         session.id = id
         self.sessions[id] = session
+        self.backplane.changed(session, former)
         self.application.resumed(session, former)
         for hook in self.on_resumed:
             hook(session, former)
@@ -376,10 +390,22 @@ class Hub:
         that have one; they cannot be resumed. Returns how many. TooBusy: there are too many revocations.
         """
         made = self.revocations.add(kind, value, self.clock(), seconds)
+        self.backplane.revoke(made)
+        return made, self._end_revoked(made)
+
+    def revoked(self, made: Revocation) -> bool:
+        """Another machine has revoked this, for the backplane: it holds here too. False: that is known already, or
+        there are too many (hub.max_revocations)."""
+        if not self.revocations.take(made):
+            return False
+        self._end_revoked(made)
+        return True
+
+    def _end_revoked(self, made: Revocation) -> int:
         found = [session for session in self.sessions.values() if made.covers(session.grants) and not session.closing]
         for session in found:
             self.end(session, CloseCode.KICKED, "its token was revoked")
-        return made, len(found)
+        return len(found)
 
     # --- requests of clients -----------------------------------------------------------------------------------------
 
@@ -489,15 +515,56 @@ class Hub:
             return 0
         # what is numbered comes in the order of its numbers, or a client would take what comes late for a repetition
         priority = publication.priority if publication.offset is None else NORMAL_PRIORITY
-        if crowd is not None:
-            reached = self._hand_around(crowd, publication.event(), priority, publication.ephemeral)
-        else:
-            assert place is not None
-            reached = self.hand_out(place, publication.event(), priority, publication.ephemeral)
+        reached = self._hand(place, crowd, publication.sender, publication.event(), priority, publication.ephemeral)
         realm.delivered += reached
         self.delivered += reached
         publication.delivered += reached
         return reached
+
+    def publish_many(
+        self, session: Session, channel: bytes, payloads: list[bytes], *, text: bool, last: bool = False
+    ) -> None:
+        """A client publishes these payloads to a channel, one after another: text (which has to be UTF-8) or bytes.
+
+        Each is what a `Publish` of its own without `ref` would be, and is checked, counted and refused like that; it is
+        only cheaper. `last`: it has said nothing after them yet (Batch.last).
+        """
+        requests.publish_many(self, session, channel, payloads, text, last)
+
+    def deliver_many(self, batch: Batch) -> None:
+        """`deliver` each message of a batch, all at once."""
+        channel = batch.channel
+        place = self.heard.get(channel)
+        realm = self.permissions.realm(channel) if place is None else place.realm
+        crowd: dict[Session, Outbox] | None = None
+        if realm.patterns is not None:
+            crowd = realm.patterns.audience(channel, place)
+        if place is not None and place.waiting is not None:
+            for publication in batch.publications():
+                place.hold(publication)
+        if crowd is None and place is None:
+            return
+        reached = self._hand(place, crowd, batch.sender, batch)
+        realm.delivered += reached
+        self.delivered += reached
+
+    def _hand(
+        self,
+        place: Channel | None,
+        crowd: dict[Session, Outbox] | None,
+        sender: str | None,
+        event: Event | Batch,
+        priority: int = NORMAL_PRIORITY,
+        ephemeral: bool = False,
+    ) -> int:
+        """To those who hear a channel: `crowd`, where some do through patterns. Nobody changes that one."""
+        heard = crowd if crowd is not None else place.subscribers if place is not None else {}
+        author = None if sender is None else self.sessions.get(sender)
+        if author is not None and author.deaf and author in heard:
+            heard = {session: outbox for session, outbox in heard.items() if session is not author}
+        elif crowd is None and place is not None:
+            return self.hand_out(place, event, priority, ephemeral)
+        return self._hand_around(heard, event, priority, ephemeral)
 
     def direct(
         self,
@@ -507,24 +574,36 @@ class Hub:
         sender: Session | None = None,
         priority: int = NORMAL_PRIORITY,
         ephemeral: bool = False,
+        answer: Callable[[int], None] | None = None,
     ) -> int:
-        """Say something to the sessions of a target (see `find`). Returns how many it reached; none is no error."""
+        """Say something to the sessions of a target (see `find`). Returns how many it reached on this machine; none is
+        no error. `answer` is called with how many it reached on all machines, maybe later."""
         measure(data)
         letter = Letter(to, data, None if sender is None else sender.id, priority, ephemeral)
-        return self._answered(lambda answer: self.backplane.send(letter, answer))
+        return self.backplane.send(letter, answer or _ignore)
 
     def broadcast(
-        self, data: Any, *, sender: Session | None = None, priority: int = NORMAL_PRIORITY, ephemeral: bool = False
+        self,
+        data: Any,
+        *,
+        sender: Session | None = None,
+        priority: int = NORMAL_PRIORITY,
+        ephemeral: bool = False,
+        answer: Callable[[int], None] | None = None,
     ) -> int:
-        """Say something to every session but the sender. Returns how many it reached."""
+        """Say something to every session but the sender. Returns how many it reached on this machine; `answer` is
+        called with how many it reached on all machines, maybe later."""
         measure(data)
         letter = Letter(None, data, None if sender is None else sender.id, priority, ephemeral)
-        return self._answered(lambda answer: self.backplane.send(letter, answer))
+        return self.backplane.send(letter, answer or _ignore)
 
     def deliver_letter(self, letter: Letter) -> int:
         """Hand a direct message or a broadcast to those it is for here; for the backplane."""
         event: Event
-        if letter.to is not None:
+        if letter.application and letter.to is not None and isinstance(letter.data, str | bytes):
+            event = application_event(letter.data)
+            sessions = self.find(letter.to)
+        elif letter.to is not None:
             event = Direct(from_=letter.sender, **data_fields(letter.data))
             sessions = self.find(letter.to)
         else:
@@ -541,7 +620,7 @@ class Hub:
     def hand_out(
         self,
         place: Channel,
-        event: Event,
+        event: Event | Batch,
         priority: int = NORMAL_PRIORITY,
         ephemeral: bool = False,
     ) -> int:
@@ -556,8 +635,8 @@ class Hub:
             if self._leaving:
                 self._depart()
 
-    def _hand_around(self, crowd: dict[Session, Outbox], event: Event, priority: int, ephemeral: bool) -> int:
-        """An event for those who hear a channel, of whom some do through patterns. Nobody changes `crowd`."""
+    def _hand_around(self, crowd: dict[Session, Outbox], event: Event | Batch, priority: int, ephemeral: bool) -> int:
+        """An event for a crowd that nobody changes."""
         self._iterating += 1
         try:
             return spread(crowd.values(), event, priority, ephemeral)
@@ -566,12 +645,21 @@ class Hub:
             if self._leaving:
                 self._depart()
 
-    @staticmethod
-    def _answered(ask: Callable[[Callable[[int], None]], None]) -> int:
-        """The sum of what a backplane answered before it returned."""
-        answers: list[int] = []
-        ask(answers.append)
-        return sum(answers)
+    def news(self, channel: bytes, event: Joined | Left) -> None:
+        """Somebody came to a channel on another machine, or left it; for the backplane."""
+        place = self.heard.get(channel)
+        if place is not None and place.realm.rules.join_leave:
+            subscriptions.tell(self, place, event)
+
+    def level(self, channel: bytes, ok: Ok) -> None:
+        """Tell those who hear a channel where it is, after messages without offsets; for the backplane."""
+        place = self.heard.get(channel)
+        realm = self.permissions.realm(channel) if place is None else place.realm
+        crowd = None if realm.patterns is None else realm.patterns.audience(channel, place)
+        if crowd is not None:
+            self._hand_around(crowd, ok, NORMAL_PRIORITY, ephemeral=False)
+        elif place is not None:
+            self.hand_out(place, ok)
 
     # --- questions ---------------------------------------------------------------------------------------------------
 
@@ -604,7 +692,8 @@ class Hub:
         )
 
     def presence(self, channel: bytes) -> list[Client]:
-        """Who is subscribed to a channel, or to a pattern; who hears it through a pattern is not there."""
+        """Who is subscribed to a channel, or to a pattern, on this machine (`backplane.elsewhere`: on the others); who
+        hears it through a pattern is not there."""
         place = self.place(channel)
         return [] if place is None else seen.clients(place.subscribers)
 
@@ -617,15 +706,26 @@ class Hub:
         return [each for realm in self.permissions.realms() if realm.patterns for each in realm.patterns.all()]
 
     def history(self, channel: bytes, since: Position | None = None, limit: int = 100) -> Page | None:
-        """A part of a channel's history; None where its namespace keeps none, or a backplane has not answered yet.
+        """A part of a channel's history; None where its namespace keeps none, or a backplane has not answered yet: who
+        can wait takes `ask_history`.
 
         Raises Refusal for a pattern.
         """
-        self.one_channel(channel, "read the history of")
         pages: list[Page | None] = []
-        self.backplane.history(valid(channel), since, limit, pages.append)
-        page = pages[0] if pages else None
-        return page and replace(page, messages=[publication.taken() for publication in page.messages])
+        self.ask_history(channel, since, limit, pages.append)
+        return pages[0] if pages else None
+
+    def ask_history(
+        self, channel: bytes, since: Position | None, limit: int, answer: Callable[[Page | None], None]
+    ) -> None:
+        """`answer` is called with a part of a channel's history, maybe later; None where its namespace keeps none, or
+        when it cannot be read now. Raises Refusal for a pattern."""
+        self.one_channel(channel, "read the history of")
+
+        def taken(page: Page | None) -> None:
+            answer(page and replace(page, messages=[publication.taken() for publication in page.messages]))
+
+        self.backplane.history(valid(channel), since, limit, taken)
 
     def one_channel(self, name: bytes, what: str) -> None:
         """Raise Refusal where the name is a pattern."""
@@ -662,6 +762,10 @@ class Hub:
 
 
 def _nothing() -> None:
+    pass
+
+
+def _ignore(count: int) -> None:
     pass
 
 

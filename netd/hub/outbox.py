@@ -79,10 +79,15 @@ class Flusher(Protocol):
         """It was empty and is no more: `take` what is there, soon."""
 
     def mark_crowd(self, outboxes: list[Outbox], alone: Shared) -> None:
-        """They were empty, and `alone`, one message, is all that waits in each now; no rate holds any of them back.
+        """They were empty, and `alone`, one chunk, is all that waits in each now; no rate holds any of them back.
 
         For as long as an outbox' `chunks` is `alone`, this is what a `take` of it comes to, and whoever sends to
         thousands may do it in the outbox' stead: `chunks = None`, `size = 0`, `left += 1`.
+        """
+
+    def send_at_once(self, outboxes: list[Outbox], data: bytes, messages: int) -> list[Outbox]:
+        """Nothing else is about to be said: a chunk of so many messages may go out now, to those of these that have
+        the encoder and the rules of the first, hold nothing, and are not slow. Returns the others.
         """
 
 
@@ -111,7 +116,7 @@ class Chunk(bytes):
 
 
 class Shared(list[bytes]):
-    """A lane that many outboxes may have in common, and that nobody changes: one message, spread to all of them."""
+    """A lane that many outboxes may have in common, and that nobody changes: one chunk, spread to all of them."""
 
     __slots__ = ()
 
@@ -134,6 +139,9 @@ class Outbox:
         "size",
         "stream",
     )
+
+    joins = True
+    """Several messages may wait in one chunk."""
 
     def __init__(self, rules: OutboxRules, flusher: Flusher, owner: OutboxOwner) -> None:
         self.rules = rules

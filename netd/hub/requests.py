@@ -10,7 +10,8 @@ Rules:
   namespace. What could not be read costs the same. Pong costs its bytes alone, and Close nothing;
 - a request that is refused for its session's limits is answered each time, as its client waits for that; what could not
   be read, and a pong, once a second at most;
-- an answer is bounded before it is encoded: a history has as many messages as fit, and lists that do not are refused.
+- an answer is bounded before it is encoded: a history has as many messages as fit, and lists that do not are refused;
+- what takes other machines is answered when the backplane has answered, maybe later; other requests are not behind it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from msgspec import UNSET
 from netd.budget import Bucket
 from netd.errors import Denied, NotFound
 from netd.hub import presence
+from netd.hub.batch import Batch
 from netd.hub.grants import NEVER, Grant
 from netd.hub.permissions import Refusal, shown, valid
 from netd.hub.session import NO_TAGS, encoded
@@ -55,6 +57,7 @@ from netd.wire.messages import (
     Welcome,
     channel_fields,
     channel_of,
+    data_fields,
     data_of,
 )
 
@@ -112,6 +115,55 @@ def refuse(hub: Hub, session: Session, error: ProtocolError, ref: int | str | No
     session.send(Error(code=codes.get(error.close, "invalid"), message=str(error), ref=ref))
 
 
+def publish_many(hub: Hub, session: Session, channel: bytes, payloads: list[bytes], text: bool, last: bool) -> None:
+    """`Hub.publish_many`. What cannot be done for all of them together is done for one after another."""
+    if session.closing:
+        return
+    realm = hub.permissions.realm(channel)
+    if not _all_may(hub, session, channel, payloads, realm):
+        for payload in payloads:
+            data = data_fields(payload.decode() if text else payload)
+            handle(hub, session, Publish(**channel_fields(channel), **data), len(payload))
+        return
+    count = len(payloads)
+    session.messages_in += count
+    realm.published += count
+    hub.published += count
+    hub.backplane.publish_many(Batch(channel, payloads, text, session.id, hub.clock(), last))
+
+
+def _all_may(hub: Hub, session: Session, channel: bytes, payloads: list[bytes], realm: Realm) -> bool:
+    """Whether nothing is in the way of publishing all of them; what their rates allow is spent then."""
+    rules, config = realm.rules, hub.config
+    if (
+        rules.ephemeral
+        or (session.grants.expires != NEVER and session.grants.expires <= hub.clock())
+        or not hub.permissions.permits(session, "publish", channel)
+        or max(map(len, payloads)) > rules.max_message
+        or not 0 < len(channel) <= messages.MAX_CHANNEL
+        or realm.wild(channel)
+    ):
+        return False
+    if not (config.messages_per_second or config.bytes_per_second or rules.rate):
+        return True
+    count = float(len(payloads))
+    limits = [
+        ("", count, config.messages_per_second, config.burst),
+        ("bytes", float(sum(map(len, payloads))), config.bytes_per_second, 0.0),
+        (f":{realm.name}", count, rules.rate, rules.burst),
+    ]
+    found = [
+        (_bucket(hub, session, limit, rate, max(burst or rate, 1.0)), amount, rate)
+        for limit, amount, rate, burst in limits
+        if rate
+    ]
+    if any(bucket.tokens < amount for bucket, amount, _ in found):
+        return False
+    for bucket, amount, rate in found:
+        bucket.draw(rate, amount)
+    return True
+
+
 def _pong(hub: Hub, session: Session, size: int) -> None:
     try:
         _pace_bytes(hub, session, size)
@@ -156,7 +208,17 @@ def _pace_realm(hub: Hub, session: Session, realm: Realm) -> None:
 
 def _short(hub: Hub, session: Session, limit: str, amount: float, rate: float, burst: float) -> bool:
     """Take `amount` from one of the session's buckets; True if it is not there. More than a burst takes a full one."""
-    now, burst = hub.clock(), max(burst, 1.0)
+    burst = max(burst, 1.0)
+    bucket = _bucket(hub, session, limit, rate, burst)
+    if bucket.draw(rate, min(amount, burst)):
+        return True
+    bucket.tokens -= max(0.0, amount - burst)
+    return False
+
+
+def _bucket(hub: Hub, session: Session, limit: str, rate: float, burst: float) -> Bucket:
+    """One of the session's buckets, as of now."""
+    now = hub.clock()
     if session.buckets is None:
         session.buckets = {}
     bucket = session.buckets.get(limit)
@@ -164,10 +226,7 @@ def _short(hub: Hub, session: Session, limit: str, amount: float, rate: float, b
         bucket = session.buckets[limit] = Bucket(burst, now)
     bucket.stamp = min(bucket.stamp, now)  # the wall clock may be set back, and nobody should have to wait for it
     bucket.refill(now, rate, burst)
-    if bucket.draw(rate, min(amount, burst)):
-        return True
-    bucket.tokens -= max(0.0, amount - burst)
-    return False
+    return bucket
 
 
 def _answer(session: Session, event: Event) -> None:
@@ -187,6 +246,22 @@ def _room(session: Session) -> int:
 
 def _too_long(session: Session, least: int) -> Refusal:
     return Refusal("too-large", f"cannot answer with {least} bytes or more: there is room for {_room(session)}")
+
+
+def _when(session: Session, request: Request, then: Callable[..., None]) -> Callable[..., None]:
+    """`then`, to be called once a backplane has answered: what it refuses is told to the session, if that is there."""
+
+    def answered(*answer: Any) -> None:
+        if session.closing:
+            return
+        try:
+            then(*answer)
+        except NotFound as error:
+            _refuse(session, request, "not-found", str(error))
+        except Refusal as error:
+            _refuse(session, request, error.code, str(error))
+
+    return answered
 
 
 def _done(session: Session, request: Request, **more: Any) -> None:
@@ -218,6 +293,7 @@ def _hello(hub: Hub, session: Session, request: Hello) -> None:
     elif session.name is None:
         session.name = grants.subject
     hub.index(session)
+    hub.backplane.changed(session)
     hub.watch(session)
     secret = new_secret(session) if hub.config.resume_seconds else None
     session.send(
@@ -231,6 +307,8 @@ def _hello(hub: Hub, session: Session, request: Hello) -> None:
         )
     )
     _done(session, request)
+    if request.token is not None:  # another may permit less than the one before
+        hub.revoke_subscriptions(session)
 
 
 def _refresh(hub: Hub, session: Session, request: Refresh) -> None:
@@ -312,41 +390,54 @@ def _publish(hub: Hub, session: Session, request: Publish) -> None:
 
 def _list(hub: Hub, session: Session, request: ListClients) -> None:
     hub.allowed(session, "clients", None)
-    if request.channel is UNSET and request.channel64 is UNSET:
-        _bounded(hub, hub.visible)
-        found = _clients(session, hub.present())
-    else:
-        found = _present(hub, session, valid(channel_of(request)))
-    _answer(session, Clients(ref=request.ref, clients=found))
+    if request.channel is not UNSET or request.channel64 is not UNSET:
+        _ask_present(hub, session, request, valid(channel_of(request)))
+        return
+    _bounded(hub, hub.visible)
+
+    def arrived(count: int, others: list[messages.Client]) -> None:
+        _bounded(hub, hub.visible + count)
+        _answer(session, Clients(ref=request.ref, clients=_clients(session, hub.present(), others)))
+
+    hub.backplane.elsewhere(None, hub.config.max_listed - hub.visible, _when(session, request, arrived))
 
 
 def _presence(hub: Hub, session: Session, request: AskPresence) -> None:
-    channel = valid(channel_of(request))
-    found = _present(hub, session, channel)
-    _answer(session, Presence(ref=request.ref, clients=found, **channel_fields(channel)))
+    _ask_present(hub, session, request, valid(channel_of(request)))
 
 
-def _present(hub: Hub, session: Session, channel: bytes) -> list[messages.Client]:
+def _ask_present(hub: Hub, session: Session, request: AskPresence | ListClients, channel: bytes) -> None:
     hub.allowed(session, "presence", channel)
     realm = hub.permissions.realm(channel)
     if not realm.rules.track_presence:
         why = f"namespace {realm.name!r} does not track it {realm.key('track_presence')}"
         raise Refusal("unsupported", f"cannot see who is in {shown(channel)}: {why}")
     place = hub.place(channel)
-    if place is None:
-        return []
-    _bounded(hub, len(place))
-    return _clients(session, place.subscribers)
+    here = 0 if place is None else len(place)
+    _bounded(hub, here)
+
+    def arrived(count: int, others: list[messages.Client]) -> None:
+        place = hub.place(channel)
+        _bounded(hub, count + (0 if place is None else len(place)))
+        found = _clients(session, () if place is None else place.subscribers, others)
+        if isinstance(request, AskPresence):
+            _answer(session, Presence(ref=request.ref, clients=found, **channel_fields(channel)))
+        else:
+            _answer(session, Clients(ref=request.ref, clients=found))
+
+    hub.backplane.elsewhere(channel, hub.config.max_listed - here, _when(session, request, arrived))
 
 
-def _clients(session: Session, sessions: Iterable[Session]) -> list[messages.Client]:
-    """Sessions for an answer to this one; Refusal where it would have no room for them."""
+def _clients(session: Session, sessions: Iterable[Session], others: Iterable[messages.Client]) -> list[messages.Client]:
+    """Sessions here and on other machines, for an answer to this one; Refusal where it would have no room for them."""
     least = 0
-    for each in sessions:
-        least += _LEAST_CLIENT + len(each.name or "") + sum(len(key) + len(value) for key, value in each.tags.items())
+    people: Iterable[Session | messages.Client] = (*sessions, *others)
+    for each in people:
+        tags = each.tags or {}
+        least += _LEAST_CLIENT + len(each.name or "") + sum(len(key) + len(value) for key, value in tags.items())
     if least > _room(session):
         raise _too_long(session, least)
-    return presence.clients(sessions)
+    return [*presence.clients(sessions), *others]
 
 
 def _bounded(hub: Hub, count: int) -> None:
@@ -364,6 +455,8 @@ def _history(hub: Hub, session: Session, request: AskHistory) -> None:
     def arrived(page: Page | None) -> None:
         if page is None:
             realm = hub.permissions.realm(channel)
+            if realm.rules.history_size:
+                raise Refusal("unavailable", f"cannot read the history of {shown(channel)}: it is out of reach now")
             why = f"namespace {realm.name!r} keeps none {realm.key('history_size')}"
             raise Refusal("unsupported", f"cannot read the history of {shown(channel)}: {why}")
         found = _fitting(session, page.messages, newest=request.since is None)
@@ -381,7 +474,7 @@ def _history(hub: Hub, session: Session, request: AskHistory) -> None:
             half = len(found) // 2
             found = found[-half:] if request.since is None else found[:half]
 
-    hub.backplane.history(channel, request.since, limit, arrived)
+    hub.backplane.history(channel, request.since, limit, _when(session, request, arrived))
 
 
 def _fitting(session: Session, publications: list[Publication], *, newest: bool) -> list[Publication]:
@@ -403,18 +496,31 @@ def _fitting(session: Session, publications: list[Publication], *, newest: bool)
 
 def _direct(hub: Hub, session: Session, request: SendDirect) -> None:
     hub.allowed(session, "direct", None)
-    reached = hub.direct(
-        request.to, data_of(request), sender=session, priority=request.priority, ephemeral=request.ephemeral
+
+    def answered(reached: int) -> None:
+        if not reached:
+            raise NotFound(f"cannot send to {request.to!r}: no such session is here")
+        _done(session, request, delivered=reached)
+
+    hub.direct(
+        request.to,
+        data_of(request),
+        sender=session,
+        priority=request.priority,
+        ephemeral=request.ephemeral,
+        answer=_when(session, request, answered),
     )
-    if not reached:
-        raise NotFound(f"cannot send to {request.to!r}: no such session is here")
-    _done(session, request, delivered=reached)
 
 
 def _broadcast(hub: Hub, session: Session, request: SendBroadcast) -> None:
     hub.allowed(session, "broadcast", None)
-    reached = hub.broadcast(data_of(request), sender=session, priority=request.priority, ephemeral=request.ephemeral)
-    _done(session, request, delivered=reached)
+    hub.broadcast(
+        data_of(request),
+        sender=session,
+        priority=request.priority,
+        ephemeral=request.ephemeral,
+        answer=_when(session, request, lambda reached: _done(session, request, delivered=reached)),
+    )
 
 
 def _text(hub: Hub, session: Session, request: Text) -> None:

@@ -67,6 +67,18 @@ class Revocations:
         made = self._known[kind, value] = Revocation(kind, value, now, until)
         return made
 
+    def take(self, made: Revocation) -> bool:
+        """One that was made elsewhere. False: this says nothing new, or there are too many."""
+        before = self._known.get((made.kind, made.value))
+        if before is not None:
+            if made.since <= before.since and made.until <= before.until:
+                return False
+            made = Revocation(made.kind, made.value, max(made.since, before.since), max(made.until, before.until))
+        elif len(self._known) >= self.limit:
+            return False
+        self._known[made.kind, made.value] = made
+        return True
+
     def check(self, grant: Grant, now: float) -> None:
         """Raise Denied for a token that was revoked."""
         claims = grant.claims

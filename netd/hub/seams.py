@@ -1,7 +1,8 @@
 """What others may plug into the hub: a backplane (where messages go, and where history is) and an application. Pure.
 
 A backplane that reaches other machines answers when it has heard from them; the one in memory at once. Nothing in the
-hub waits for either: whatever is asked takes a function to call with the answer.
+hub waits for either: whatever is asked takes a function to call with the answer. Each is called once, and always: a
+backplane that hears nothing in time answers with what it knows.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from netd.wire.workers import HttpRequest, HttpResponse
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from netd.hub.batch import Batch
     from netd.hub.history import Page, Publication
     from netd.hub.hub import Hub
+    from netd.hub.revocations import Revocation
     from netd.hub.session import Session
-    from netd.wire.messages import Position
+    from netd.wire.messages import Client, Joined, Left, Position
 
 
 class Letter(Struct):
@@ -31,10 +34,16 @@ class Letter(Struct):
     sender: str | None = None
     priority: int = 128
     ephemeral: bool = False
+    application: bool = False
+    """It is what the application says to a session: text or bytes, and no `direct`."""
 
 
 class Backplane(Protocol):
     """Between the hubs of several machines, or of one."""
+
+    @property
+    def others(self) -> bool:
+        """There are other machines now."""
 
     def attach(self, hub: Hub) -> None:
         """Called once, by the hub it is for."""
@@ -42,23 +51,47 @@ class Backplane(Protocol):
     def publish(self, publication: Publication) -> None:
         """Number and keep it where its namespace says so, and have every hub `deliver` it, now or later."""
 
+    def publish_many(self, batch: Batch) -> None:
+        """`publish` each message of a batch, in order."""
+
     def history(
         self, channel: bytes, since: Position | None, limit: int, answer: Callable[[Page | None], None]
     ) -> None:
-        """Answer `Histories.page`."""
+        """Answer `Histories.page`; None also when it cannot be read now."""
 
     def position(self, channel: bytes, answer: Callable[[Position | None], None]) -> None:
-        """Answer `Histories.position`."""
+        """Answer `Histories.position`; None also when it is not known now."""
 
-    def send(self, letter: Letter, answer: Callable[[int], None]) -> None:
-        """Have every hub `deliver_letter` it; answer how many sessions it reached, as often as there is news."""
+    def send(self, letter: Letter, answer: Callable[[int], None]) -> int:
+        """Have every hub `deliver_letter` it; answer how many sessions it reached. Returns how many here."""
 
-    def kick(self, target: str, code: int, reason: str, answer: Callable[[int], None]) -> None:
-        """Have every hub end the sessions of `target`; answer how many there were."""
+    def kick(self, target: str, code: int, reason: str, answer: Callable[[int], None]) -> int:
+        """Have every hub end the sessions of `target`; answer how many there were. Returns how many here."""
+
+    def elsewhere(self, channel: bytes | None, limit: int, answer: Callable[[int, list[Client]], None]) -> None:
+        """Answer how many sessions of the other hubs hear a channel (None: how many there are), and unless these are
+        more than `limit`, which."""
+
+    def tell(self, channel: bytes, event: Joined | Left) -> None:
+        """Have the other hubs tell it to those who hear the channel there (`Hub.news`)."""
+
+    def joined(self, channel: bytes | None, session: Session) -> None:
+        """A session here hears a channel now; None: it is there now."""
+
+    def left(self, channel: bytes | None, session: Session, *, last: bool) -> None:
+        """It hears it no more, or is about to and has thought better of it; `last`: nobody here does."""
+
+    def changed(self, session: Session, former: str | None = None) -> None:
+        """The name or the tags of a session here are others, or its id, which was `former`."""
+
+    def revoke(self, made: Revocation) -> None:
+        """Have the other hubs take no such token either (`Hub.revoked`)."""
 
 
 class MemoryBackplane:
     """One machine: everything happens at once, and history is the hub's own."""
+
+    others = False
 
     def __init__(self) -> None:
         self._hub: Hub
@@ -71,6 +104,13 @@ class MemoryBackplane:
         hub.histories.append(publication, publication.time)
         hub.deliver(publication)
 
+    def publish_many(self, batch: Batch) -> None:
+        hub = self._hub
+        if hub.history_rules(batch.channel).history_size:
+            for publication in batch.publications():
+                hub.histories.append(publication, publication.time)
+        hub.deliver_many(batch)
+
     def history(
         self, channel: bytes, since: Position | None, limit: int, answer: Callable[[Page | None], None]
     ) -> None:
@@ -79,11 +119,34 @@ class MemoryBackplane:
     def position(self, channel: bytes, answer: Callable[[Position | None], None]) -> None:
         answer(self._hub.histories.position(channel, self._hub.clock()))
 
-    def send(self, letter: Letter, answer: Callable[[int], None]) -> None:
-        answer(self._hub.deliver_letter(letter))
+    def send(self, letter: Letter, answer: Callable[[int], None]) -> int:
+        here = self._hub.deliver_letter(letter)
+        answer(here)
+        return here
 
-    def kick(self, target: str, code: int, reason: str, answer: Callable[[int], None]) -> None:
-        answer(self._hub.kick_here(target, code, reason))
+    def kick(self, target: str, code: int, reason: str, answer: Callable[[int], None]) -> int:
+        here = self._hub.kick_here(target, code, reason)
+        answer(here)
+        return here
+
+    def elsewhere(self, channel: bytes | None, limit: int, answer: Callable[[int, list[Client]], None]) -> None:
+        answer(0, [])
+
+    def tell(self, channel: bytes, event: Joined | Left) -> None:
+        pass
+
+    def joined(self, channel: bytes | None, session: Session) -> None:
+        pass
+
+    def left(self, channel: bytes | None, session: Session, *, last: bool) -> None:
+        if channel is not None and last:
+            self._hub.histories.left(channel, self._hub.clock())
+
+    def changed(self, session: Session, former: str | None = None) -> None:
+        pass
+
+    def revoke(self, made: Revocation) -> None:
+        pass
 
 
 class Application(Protocol):

@@ -16,9 +16,8 @@ import uuid
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
-import msgspec
-
-from netd.errors import ProtocolError
+from netd.hub.batch import Batch
+from netd.hub.encoding import Encoder, encoded
 from netd.hub.grants import ANONYMOUS, Grant
 from netd.hub.outbox import NORMAL_PRIORITY, Chunk, Outbox, Shared
 from netd.wire.messages import MAX_TAGS
@@ -30,14 +29,9 @@ if TYPE_CHECKING:
     from netd.hub.outbox import Flusher, OutboxRules
     from netd.wire.messages import Event
 
+__all__ = ["NO_TAGS", "Encoder", "Link", "Session", "encoded", "offer", "spread"]
+
 NO_TAGS: Mapping[str, str] = MappingProxyType({})
-
-
-class Encoder(Protocol):
-    """What a session speaks."""
-
-    def encode(self, event: Event) -> bytes | None:
-        """The event as complete bytes for the wire; None: this transport has no way to say it."""
 
 
 class Link(Protocol):
@@ -76,6 +70,7 @@ class Session:
         "buckets",
         "channels",
         "closing",
+        "deaf",
         "fixed_tags",
         "grants",
         "heartbeat",
@@ -136,6 +131,8 @@ class Session:
         """Seconds between the transport's keepalives, for its welcome; 0: it has none."""
         self.internal = internal
         """The daemon's own (a tail of the control API): in no list, no presence and no broadcast, found by nobody."""
+        self.deaf = False
+        """It does not hear what it published itself."""
         self.channels: set[bytes] | None = None
         self.placed: set[bytes] | None = None
         """Those of `channels` in which the server side put it: no loss of a permission takes it out of them."""
@@ -216,14 +213,6 @@ def _effective(*origins: Mapping[str, str]) -> Mapping[str, str]:
     return MappingProxyType(found)
 
 
-def encoded(encoder: Encoder, event: Event) -> bytes | None:
-    """The event's bytes, None where this encoder cannot say it: an encoder of a user's must not fail a publisher."""
-    try:
-        return encoder.encode(event)
-    except (ProtocolError, msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError):
-        return None
-
-
 def offer(sessions: Iterable[Session], event: Event) -> None:
     """Send an ephemeral event to those sessions that have plenty of room for it. Ends none of them (`Outbox.offer`)."""
     known: dict[int, bytes] = {}
@@ -238,36 +227,51 @@ def offer(sessions: Iterable[Session], event: Event) -> None:
 
 def spread(
     outboxes: Iterable[Outbox],
-    event: Event,
+    event: Event | Batch,
     priority: int = NORMAL_PRIORITY,
     ephemeral: bool = False,
 ) -> int:
-    """Put an event into sessions' outboxes, encoded once for each encoder. Returns how many took it in."""
+    """Put an event into sessions' outboxes, encoded once for each encoder. Returns how many took it in.
+
+    A batch goes as one chunk where there is plenty of room, so that no policy would have met any of its messages, and
+    no rate parts them; elsewhere one by one. What is counted are its messages.
+    """
     plain = priority == NORMAL_PRIORITY and not ephemeral
-    known: dict[int, bytes] = {}
+    known: dict[int, tuple[bytes, int]] = {}
     encoder: Encoder | None = None
     data = b""
     alone = Shared()
     roomy: OutboxRules | None = None
     flusher: Flusher | None = None
     crowd: list[Outbox] = []
-    size = reached = 0
+    size = reached = more = 0
+    if isinstance(event, Batch) and event.last and plain:
+        outboxes, reached = _at_once(list(outboxes), event, known)
     try:
         for outbox in outboxes:
             if outbox.encoder is not encoder:
-                reached += _mark(crowd, alone)
+                reached += _mark(crowd, alone, more)
                 crowd = []
                 encoder = outbox.encoder
                 if id(encoder) not in known:
-                    encoding = encoded(encoder, event) or b""
-                    known[id(encoder)] = Chunk.of(encoding, ephemeral=True) if ephemeral else encoding
-                data = known[id(encoder)]
+                    count = 1
+                    if isinstance(event, Batch):
+                        data, count = event.encoded(encoder)
+                    else:
+                        data = encoded(encoder, event) or b""
+                        if ephemeral:
+                            data = Chunk.of(data, ephemeral=True)
+                    known[id(encoder)] = data, count - 1
+                data, more = known[id(encoder)]
                 # where nothing else waits, it waits in this one list for everybody: a list for each, a thousand at
                 # once, would set off the garbage collector with every message (up to a fifth of all time)
                 alone = Shared((data,))
                 size = len(data)
                 roomy = None
             if not size:
+                if more:  # it cannot say them in one chunk
+                    assert isinstance(event, Batch)
+                    reached += event.push(outbox)
                 continue
             # The first lines of Outbox.push stand here once more: a call for each subscriber would cost as much as all
             # the rest of a publication to a thousand of them.
@@ -276,13 +280,16 @@ def spread(
                 outbox.chunks = alone
                 outbox.size = size
                 crowd.append(outbox)
+            elif more and (outbox.rules.rate or not outbox.joins or waiting + size > outbox.rules.high):
+                assert isinstance(event, Batch)
+                reached += event.push(outbox)
             elif plain and waiting + size <= outbox.rules.high:
                 if not waiting:
                     outbox.chunks = alone
                     outbox.size = size
                     outbox.flusher.mark(outbox)
                     if not outbox.rules.rate:
-                        reached += _mark(crowd, alone)
+                        reached += _mark(crowd, alone, more)
                         crowd = []
                         roomy, flusher = outbox.rules, outbox.flusher
                 else:
@@ -294,15 +301,33 @@ def spread(
                     else:
                         chunks.append(data)
                     outbox.size = waiting + size
-                reached += 1
+                outbox.left += more
+                reached += more + 1
             elif outbox.push(data, priority, ephemeral):
                 reached += 1
     finally:  # what waits by now goes out, whatever an outbox' owner has raised
-        reached += _mark(crowd, alone)
+        reached += _mark(crowd, alone, more)
     return reached
 
 
-def _mark(crowd: list[Outbox], alone: Shared) -> int:
+def _at_once(outboxes: list[Outbox], batch: Batch, known: dict[int, tuple[bytes, int]]) -> tuple[list[Outbox], int]:
+    """Send a batch to those that it may be sent to now. Returns the others, and how many messages have gone."""
+    if not outboxes:
+        return outboxes, 0
+    first = outboxes[0]
+    data, count = batch.encoded(first.encoder)
+    known[id(first.encoder)] = data, count - 1
+    if not data or len(data) > first.rules.high or first.rules.rate or not first.joins:
+        return outboxes, 0
+    others = first.flusher.send_at_once(outboxes, data, count)
+    return others, (len(outboxes) - len(others)) * count
+
+
+def _mark(crowd: list[Outbox], alone: Shared, more: int) -> int:
+    """`alone` holds so many messages more than one."""
     if crowd:
+        if more:
+            for outbox in crowd:
+                outbox.left += more
         crowd[0].flusher.mark_crowd(crowd, alone)
-    return len(crowd)
+    return len(crowd) * (more + 1)

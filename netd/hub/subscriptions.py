@@ -113,9 +113,9 @@ def unsubscribe(hub: Hub, session: Session, channel: bytes) -> bool:
     realm.changed(channel)
     if place.idle:
         del hub.heard[channel]
-        hub.histories.left(channel, hub.clock())
-    elif was_live and place.realm.rules.join_leave and not session.internal:
-        _tell(hub, place, presence.left(channel, session))
+    hub.backplane.left(channel, session, last=place.idle)
+    if was_live and place.realm.rules.join_leave and not session.internal:
+        _announce(hub, place, presence.left(channel, session))
     return True
 
 
@@ -223,7 +223,7 @@ def _enter(
     all_held = held
     held = [each for each in held if each.offset is None or each.offset > at]
     first = next((each.offset for each in held if each.offset is not None), at + 1)
-    late = [(data, each.ephemeral) for each in held if (data := encoded(session.encoder, each.event()))]
+    late = [(data, each.ephemeral) for each in held if (data := _told(session, each))]
     old = None
     if missed is not None and first == at + 1:
         # a recovery must not end in the slow-consumer policy
@@ -235,7 +235,7 @@ def _enter(
         if len(held) < len(all_held) and patterns is not None and patterns.reach(session, place.name):
             # what is before the position, it would have heard through a pattern if it had not waited
             first = next((each.offset for each in all_held if each.offset is not None), first)
-            late = [(data, each.ephemeral) for each in all_held if (data := encoded(session.encoder, each.event()))]
+            late = [(data, each.ephemeral) for each in all_held if (data := _told(session, each))]
         at = first - 1
     if answer is not None:
         start = recover if missed is not None and recover is not None else position and Position(position.epoch, at)
@@ -248,8 +248,16 @@ def _enter(
         return  # its outbox was full, and its subscriptions have ended with it
     place.add(session)
     place.realm.changed(place.name)
+    hub.backplane.joined(place.name, session)
     if place.realm.rules.join_leave and not session.internal:
-        _tell(hub, place, presence.joined(place.name, session), but=session)
+        _announce(hub, place, presence.joined(place.name, session), but=session)
+
+
+def _told(session: Session, publication: Publication) -> bytes | None:
+    """A message as the session is told it; None where it is not."""
+    if session.deaf and publication.sender == session.id:
+        return None
+    return encoded(session.encoder, publication.event())
 
 
 def _within(session: Session, publications: list[Publication], room: int) -> list[bytes] | None:
@@ -258,7 +266,7 @@ def _within(session: Session, publications: list[Publication], room: int) -> lis
         return None
     found: list[bytes] = []
     for publication in publications:
-        data = encoded(session.encoder, publication.event()) or b""
+        data = _told(session, publication) or b""
         room -= len(data)
         if room < 0:
             return None
@@ -267,11 +275,23 @@ def _within(session: Session, publications: list[Publication], room: int) -> lis
     return found
 
 
-def _tell(hub: Hub, place: Channel, event: Joined | Left, but: Session | None = None) -> None:
-    """Tell a channel's subscribers who came or went."""
+def _announce(hub: Hub, place: Channel, event: Joined | Left, but: Session | None = None) -> None:
+    """Tell a channel's subscribers, here and on other machines, who came or went."""
+    somebody = len(place.subscribers) > (but is not None)
+    if (somebody or hub.backplane.others) and place.tells(hub.clock()):
+        if somebody:
+            _offer(hub, place, event, but)
+        hub.backplane.tell(place.name, event)
+
+
+def tell(hub: Hub, place: Channel, event: Joined | Left) -> None:
+    """Tell a channel's subscribers here who came or went on another machine."""
+    if place.subscribers and place.tells(hub.clock()):
+        _offer(hub, place, event, None)
+
+
+def _offer(hub: Hub, place: Channel, event: Joined | Left, but: Session | None) -> None:
     subscribers = place.subscribers
-    if len(subscribers) <= (but is not None) or not place.tells(hub.clock()):
-        return
     realm, permissions = place.realm, hub.permissions
     if realm.rules.track_presence and permissions.open_to_all("presence", realm):
         offer((each for each in subscribers if each is not but), event)

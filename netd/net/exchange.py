@@ -9,11 +9,15 @@ Rules:
 
       peer --read--> Line.h11 --Data--> receive() --> app --> send() --> Line.h11 --write--> peer
 
-Left out: WebSocket upgrades, trailers, and the other ASGI extensions.
+A handover ends an exchange without a response of ours: the application's head is written, the connection is its own.
+
+Left out: trailers, and the ASGI extensions of others. What is spoken after an upgrade is nothing of HTTP's.
 """
 
 from __future__ import annotations
 
+import re
+import time
 from email.utils import formatdate
 from typing import TYPE_CHECKING
 
@@ -21,7 +25,8 @@ import h11
 import trio
 
 from netd.errors import ProtocolError
-from netd.net.asgi import Refused
+from netd.net.asgi import Handed, Refused
+from netd.net.tls import TlsStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,18 +50,24 @@ class Lost(Exception):  # an end that peers bring about every day, not an error 
 class Line:
     """A stream and the HTTP state machine upon it."""
 
-    def __init__(self, stream: trio.abc.HalfCloseableStream, limits: HttpLimits) -> None:
+    def __init__(self, stream: trio.abc.HalfCloseableStream, limits: HttpLimits, received: bytes = b"") -> None:
         self.stream = stream
         self.limits = limits
         self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.max_head)
+        self.reading = False
         self._writing = False
+        if received:
+            self.http.receive_data(received)
 
     async def read(self) -> bool:
         """Hand the state machine what arrives next. False: the peer sends nothing more."""
+        self.reading = True
         try:
             data = await self.stream.receive_some(READ)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return False
+        finally:
+            self.reading = False
         if data:
             self.http.receive_data(bytes(data))
         return bool(data)
@@ -81,7 +92,9 @@ class Line:
 class Exchange:
     """One request being answered. `run` once."""
 
-    def __init__(self, line: Line, request: h11.Request, *, closing: Callable[[], bool]) -> None:
+    def __init__(
+        self, line: Line, request: h11.Request, headers: list[tuple[bytes, bytes]], *, closing: Callable[[], bool]
+    ) -> None:
         """`closing()` is asked as the response begins: whether to announce that the connection ends with it."""
         self._line = line
         self._http = line.http
@@ -94,11 +107,13 @@ class Exchange:
         self._gone = False
         self._head: h11.Response | None = None
         self._begun = False
+        self.handed = False
+        """The connection is the application's now."""
         self._done = trio.Event()
         self._end: Refused | Lost | None = None
         self._alive = trio.CancelScope()
-        headers = dict(request.headers)
-        if b"transfer-encoding" not in headers and not int(headers.get(b"content-length", 0)):
+        given = dict(headers)
+        if b"transfer-encoding" not in given and not int(given.get(b"content-length", 0)):
             self._http.next_event()  # EndOfMessage: an application that asks for no body leaves none unread
 
     async def run(self, app: App, scope: Scope) -> None:
@@ -107,7 +122,7 @@ class Exchange:
             await app(scope, self._receive, self._send)
         if self._end is not None:
             raise self._end
-        if not self._done.is_set():
+        if not self._done.is_set() and not self.handed:
             if self._gone:
                 raise Lost("the peer closed the connection")
             raise ProtocolError("cannot finish the response: the application left it incomplete", origin="local")
@@ -121,7 +136,7 @@ class Exchange:
     # --- receive -----------------------------------------------------------------------------------------------------
 
     async def _receive(self) -> Message:
-        if self._done.is_set() or self._end is not None:
+        if self._done.is_set() or self._end is not None or self.handed:
             await trio.lowlevel.checkpoint()
             return {"type": "http.disconnect"}
         if not self._told_all:
@@ -181,11 +196,12 @@ class Exchange:
             await trio.lowlevel.checkpoint()  # only an application that shields itself gets here
             return
         match message["type"]:
-            case "http.response.start" if self._head is None:
+            case "http.response.start" if self._head is None and not self.handed:
                 headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
-                headers = [header for header in headers if header[0].lower() not in _CONNECTION_HEADERS]
+                if message["status"] != 426:  # which has to say what to upgrade to (RFC 9110 15.5.22)
+                    headers = [header for header in headers if header[0].lower() not in _CONNECTION_HEADERS]
                 self._head = h11.Response(status_code=message["status"], headers=headers)
-                await trio.lowlevel.checkpoint()
+                await trio.lowlevel.checkpoint_if_cancelled()  # the body's turn is soon
             case "http.response.body" if self._head is not None and not self._done.is_set():
                 last = not message.get("more_body", False)
                 data = self._encode(self._head, message.get("body", b""), last=last)
@@ -218,10 +234,74 @@ class Exchange:
         headers = list(head.headers)
         names = {name for name, _ in headers}
         if b"date" not in names:
-            headers.append((b"date", formatdate(usegmt=True).encode("ascii")))
+            headers.append((b"date", _today()))
         if length is not None and b"content-length" not in names:
             headers.append((b"content-length", b"%d" % length))
         if self._http.their_state is h11.SEND_BODY or self._closing():
             # the rest of an unread body would stand where the next request should
             headers.append((b"connection", b"close"))
         return h11.Response(status_code=head.status_code, headers=headers)
+
+    # --- handover ----------------------------------------------------------------------------------------------------
+
+    async def handover(self, status: int, headers: list[tuple[bytes, bytes]]) -> Handed:
+        """See asgi.Handover."""
+        if why := self._kept(status):
+            raise ProtocolError(f"cannot hand the connection over: {why}", origin="local")
+        line = self._line
+        head = _head_alone(status, headers)
+        self._head = h11.Response(status_code=200, headers=[])  # whatever becomes of the write: no response after it
+        try:
+            await line.write(head)
+        except Lost as lost:
+            await self._give_up(lost)
+            raise  # only an application that shields itself gets here
+        self.handed = True
+        received = self._http.trailing_data[0]
+        if isinstance(line.stream, TlsStream):
+            received += line.stream.unread()
+        return Handed(line.stream, received)
+
+    def _kept(self, status: int) -> str | None:
+        """Why the connection cannot be given away."""
+        if self.handed or self._head is not None or self._end is not None:
+            return "a response has begun"
+        if self._line.reading:
+            return "the application waits for what comes next on it"
+        if self._http.their_state is h11.SEND_BODY:
+            return "the request's body was not read to its end"
+        if status == 101:
+            return None if self._http.their_http_version == b"1.1" else "there are no upgrades before HTTP/1.1"
+        if status != 200:
+            return f"{status} does not begin a stream: 101 and 200 do"
+        return "there is no body in the answer to HEAD" if self._head_only else None
+
+
+_HEADERS = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+: [\t\x20-\x7e\x80-\xff]*\r\n)*")
+
+
+def _head_alone(status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
+    """A response's head, after which the connection is no longer HTTP's. Raises ProtocolError (origin "local") for
+    headers that are none."""
+    if status != 101:
+        headers = [header for header in headers if header[0].lower() not in _CONNECTION_HEADERS]
+        headers += [(b"date", _today()), (b"connection", b"close")]
+    lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+    if not _HEADERS.fullmatch(lines) or lines.count(b"\n") != len(headers):
+        raise ProtocolError(f"cannot send {headers!r:.200}: a header is none", origin="local")
+    return b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, _PHRASES[status], lines)
+
+
+_PHRASES = {101: b"Switching Protocols", 200: b"OK"}
+
+
+def _today() -> bytes:
+    """The date of an answer (RFC 9110 section 6.6.1), which has seconds."""
+    now = int(time.time())
+    global _written
+    if _written[0] != now:
+        _written = now, formatdate(now, usegmt=True).encode("ascii")
+    return _written[1]
+
+
+_written = 0, b""

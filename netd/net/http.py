@@ -9,8 +9,11 @@ Rules:
   (their responses say "connection: close") and cancels at the deadline what is left: a peer that never reads included;
 - refusals made here have the one error shape of net/rest.py.
 
+- a connection that an application took over (`netd.handover`) is none of the front door's from then on: it is not
+  counted, not closed, and not waited for.
+
 The application does not know who serves it; see net/asgi.py for what it finds in its scope. Imports no FastAPI.
-Left out: TLS, WebSocket upgrades, HTTP/2 (the streams handed in may be anything half-closeable).
+Left out: handshakes of TLS (a TlsStream is as good as a socket here), what is spoken after an upgrade, HTTP/2.
 """
 
 from __future__ import annotations
@@ -24,14 +27,45 @@ import h11
 import structlog
 import trio
 
-from netd.net.asgi import App, Ends, Message, Peer, Receive, Refused, Scope, Send, check_head, request_scope
+from netd.net.asgi import (
+    App,
+    Ends,
+    Handed,
+    Handover,
+    Message,
+    Peer,
+    Receive,
+    Refused,
+    Scope,
+    Send,
+    check_head,
+    check_lines,
+    headers_of,
+    request_scope,
+)
 from netd.net.exchange import READ, Exchange, Line, Lost
 from netd.net.http_limits import HttpLimits
+from netd.net.tls import TlsStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["App", "HttpLimits", "Message", "Peer", "Receive", "Scope", "Send", "serve", "serve_connection"]
+__all__ = [
+    "App",
+    "Ends",
+    "FrontDoor",
+    "Handed",
+    "Handover",
+    "HttpLimits",
+    "Message",
+    "Peer",
+    "Receive",
+    "Scope",
+    "Send",
+    "ends_of",
+    "serve",
+    "serve_connection",
+]
 
 log = structlog.get_logger("netd.net")
 
@@ -62,7 +96,7 @@ async def serve(
     Raises only what `listener.accept` raises.
     """
     current: Callable[[], HttpLimits] = limits if callable(limits) else lambda: limits
-    door = _Door(app, current, draining)
+    door = FrontDoor(app, current, draining)
     async with trio.open_nursery() as nursery:
         accepting = trio.CancelScope()
 
@@ -80,17 +114,28 @@ async def serve(
 
 
 async def serve_connection(
-    stream: trio.abc.HalfCloseableStream, app: App, limits: HttpLimits, draining: trio.Event
-) -> None:
+    stream: trio.abc.HalfCloseableStream,
+    app: App,
+    limits: HttpLimits,
+    draining: trio.Event,
+    *,
+    received: bytes = b"",
+    ends: Ends | None = None,
+) -> bool:
     """Serve one connection until it ends, and close it. Raises nothing but cancellation.
 
-    Setting `draining` ends it after its request in progress; an idle one notices only when it is cancelled.
+    `received` is what was read of it already; `ends` says who is at both ends where the socket does not know. Setting
+    `draining` ends it after its request in progress; an idle one notices only when it is cancelled. True: the
+    application took the connection over, and it is not closed.
     """
-    await _Connection(stream, app, limits, draining, _ends(stream)).run()
+    return await _Connection(stream, app, limits, draining, ends or ends_of(stream), received).run()
 
 
-class _Door:
-    """Who is inside, and who may still come in."""
+class FrontDoor:
+    """Who is inside, and who may still come in. `serve` is one that accepts by itself.
+
+    `limits` is asked at every connection; `draining` is set before `close` is called.
+    """
 
     def __init__(self, app: App, limits: Callable[[], HttpLimits], draining: trio.Event) -> None:
         self._app = app
@@ -99,30 +144,62 @@ class _Door:
         self._inside: set[_Connection] = set()
         self._full = False
 
+    def __len__(self) -> int:
+        """Connections inside."""
+        return len(self._inside)
+
     async def admit(self, stream: trio.abc.HalfCloseableStream, nursery: trio.Nursery) -> None:
+        """Serve it in a task of `nursery`, or say that there is no room and close it."""
         limits = self._limits()
-        ends = _ends(stream)
+        ends = ends_of(stream)
         if not self._room(limits, ends):
-            # best effort, and short: the accept loop waits for it
-            try:
-                with trio.move_on_after(0.1):
-                    await _say_busy(stream, limits)
-            finally:
-                await trio.aclose_forcefully(stream)
+            await self._turn_away(stream, limits)
             return
-        connection = _Connection(stream, self._app, limits, self._draining, ends)
-        self._inside.add(connection)
-        nursery.start_soon(self._host, connection)
+        nursery.start_soon(self._host, self._let_in(stream, self._app, limits, ends, b""))
+
+    async def host(
+        self,
+        stream: trio.abc.HalfCloseableStream,
+        *,
+        app: App | None = None,
+        received: bytes = b"",
+        ends: Ends | None = None,
+    ) -> bool:
+        """As `serve_connection`, counted and bounded with the others; `app` in place of the door's own."""
+        limits = self._limits()
+        ends = ends or ends_of(stream)
+        if not self._room(limits, ends):
+            await self._turn_away(stream, limits)
+            return False
+        return await self._host(self._let_in(stream, app or self._app, limits, ends, received))
 
     def close(self) -> None:
+        """End everyone without a request in progress at once, and the others after theirs."""
         for connection in self._inside:
             connection.cut()
 
-    async def _host(self, connection: _Connection) -> None:
+    def _let_in(
+        self, stream: trio.abc.HalfCloseableStream, app: App, limits: HttpLimits, ends: Ends, received: bytes
+    ) -> _Connection:
+        connection = _Connection(stream, app, limits, self._draining, ends, received)
+        connection.left = self._inside.discard
+        self._inside.add(connection)
+        return connection
+
+    async def _host(self, connection: _Connection) -> bool:
         try:
-            await connection.run()
+            return await connection.run()
         finally:
             self._inside.discard(connection)
+
+    @staticmethod
+    async def _turn_away(stream: trio.abc.HalfCloseableStream, limits: HttpLimits) -> None:
+        # best effort, and short: the accept loop waits for it
+        try:
+            with trio.move_on_after(0.1):
+                await _say_busy(stream, limits)
+        finally:
+            await trio.aclose_forcefully(stream)
 
     def _room(self, limits: HttpLimits, ends: Ends) -> bool:
         if len(self._inside) < limits.max_connections:
@@ -147,7 +224,7 @@ class _Connection:
 
     waiting (for a head) --head--> answering --response complete--> waiting
        | idle, cut, EOF               | refused, lost, failed, last
-       +------------> closed <--------+
+       +------------> closed <--------+--handover--> the application's
     """
 
     def __init__(
@@ -157,8 +234,9 @@ class _Connection:
         limits: HttpLimits,
         draining: trio.Event,
         ends: Ends,
+        received: bytes = b"",
     ) -> None:
-        self._line = Line(stream, limits)
+        self._line = Line(stream, limits, received)
         self._http = self._line.http
         self._stream = stream
         self._app = app
@@ -168,6 +246,9 @@ class _Connection:
         self._served = 0
         self._request = ""
         self._between = trio.CancelScope()
+        self._handed = False
+        self.left: Callable[[_Connection], None] | None = None
+        """Called when the application takes the connection over."""
         self.was_cut = False
         self.waiting_since: float | None = trio.current_time()
         """Trio time since which no request is in progress; None while one is."""
@@ -178,30 +259,49 @@ class _Connection:
         if self.waiting_since is not None:
             self._between.cancel()
 
-    async def run(self) -> None:
-        """The guard: whatever happens in a connection ends here."""
-        failed = False
+    async def run(self) -> bool:
+        """The guard: whatever happens in a connection ends here. True: it is the application's now."""
+        failed = True
         try:
             try:
                 await self._converse()
+                failed = False
             except* Exception:
                 log.exception(
                     "connection failed", request=self._request, peer=self._ends.peer, client=self._ends.client
                 )
-                failed = True
-            if failed:
+            if failed and not self._handed:
                 await self._refuse(Refused(500, "internal", f"cannot {self._request}: it failed inside; see the log"))
+            elif not self._handed and isinstance(self._stream, TlsStream):
+                await self._stream.aclose()  # which says so to the peer: what ends with the connection was not cut off
         finally:
-            await trio.aclose_forcefully(self._stream)
+            if failed or not self._handed:
+                await trio.aclose_forcefully(self._stream)
+        return self._handed and not failed
 
     async def _converse(self) -> None:
         try:
             while (request := await self._next_request()) is not None:
                 self._served += 1
-                check_head(request, self._limits)
-                scope = request_scope(request, self._ends, self._draining)
+                headers = headers_of(request)
+                check_head(request, self._limits, headers)
+                scope = request_scope(request, self._ends, self._draining, headers)
                 self._request = f"{scope['method']} {scope['path']}"
-                await Exchange(self._line, request, closing=self._last).run(self._app, scope)
+                exchange = Exchange(self._line, request, headers, closing=self._last)
+
+                async def handover(
+                    status: int, headers: list[tuple[bytes, bytes]], exchange: Exchange = exchange
+                ) -> Handed:
+                    handed = await exchange.handover(status, headers)
+                    self._handed = True
+                    if self.left is not None:
+                        self.left(self)
+                    return handed
+
+                scope["extensions"]["netd.handover"] = handover
+                await exchange.run(self._app, scope)
+                if exchange.handed:
+                    return
                 if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
                     break
                 self._http.start_next_cycle()
@@ -231,12 +331,14 @@ class _Connection:
         try:
             with self._between:
                 while True:
+                    held = self._http.trailing_data[0]
                     try:
                         event = self._http.next_event()
                     except h11.RemoteProtocolError as error:
                         status = error.error_status_hint
                         raise Refused(status, "invalid", f"cannot read the request: {error}") from None
                     if isinstance(event, h11.Request):
+                        check_lines(held[: len(held) - len(self._http.trailing_data[0])])
                         return event
                     if not await self._line.read():
                         if begun:
@@ -279,8 +381,9 @@ class _Connection:
 
     def _abort(self) -> None:
         """Have the close that follows discard what the peer has not taken: the kernel would keep it for minutes."""
-        if isinstance(self._stream, trio.SocketStream) and self._stream.socket.family != socket.AF_UNIX:
-            self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        stream = self._stream.transport if isinstance(self._stream, TlsStream) else self._stream
+        if isinstance(stream, trio.SocketStream) and stream.socket.family != socket.AF_UNIX:
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def _refusal(http: h11.Connection, refused: Refused) -> bytes:
@@ -309,16 +412,19 @@ async def _say_busy(stream: trio.abc.HalfCloseableStream, limits: HttpLimits) ->
 _UCRED = struct.Struct("3i")  # pid, uid, gid: struct ucred, unix(7)
 
 
-def _ends(stream: trio.abc.HalfCloseableStream) -> Ends:
+def ends_of(stream: trio.abc.HalfCloseableStream) -> Ends:
     """Both ends of a socket; nothing of a stream that is none, or whose peer is gone already."""
+    scheme = "http"
+    if isinstance(stream, TlsStream):
+        scheme, stream = "https", stream.transport
     if not isinstance(stream, trio.SocketStream):
-        return Ends()
+        return Ends(scheme=scheme)
     connected = stream.socket
     try:
         if connected.family == socket.AF_UNIX:
             pid, uid, gid = _UCRED.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-            return Ends(peer=Peer(pid, uid & 0xFFFFFFFF, gid & 0xFFFFFFFF))
+            return Ends(peer=Peer(pid, uid & 0xFFFFFFFF, gid & 0xFFFFFFFF), scheme=scheme)
         client, server = connected.getpeername()[:2], connected.getsockname()[:2]
-        return Ends(client=(client[0], client[1]), server=(server[0], server[1]))
+        return Ends(client=(client[0], client[1]), server=(server[0], server[1]), scheme=scheme)
     except OSError:  # ENOTCONN: the peer reset the connection before it was accepted
-        return Ends()
+        return Ends(scheme=scheme)

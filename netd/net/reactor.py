@@ -12,8 +12,9 @@ Rules:
 - a round whose 2 ms are over stops where it is: what is left of it is done after Trio's turn and before the next poll,
   first what is to be sent, then what is to be read; so nobody is passed over, and nobody is served twice meanwhile;
 - what cannot be stopped is one `receive` of one read (four if they are small), one `ended`, one `take` and its send
-  (sixteen if small). A stream reads little at first, more while its reads are full and cheap, less after one that took
-  longer than 2 ms (`Stream.pace`). What remains is what one message costs: to reach thousands of subscribers, say;
+  (sixteen if small, or 64 KiB to a crowd). A stream reads little at first, more while its reads are full and cheap,
+  less after one that took longer than 2 ms (`Stream.pace`). What remains is what one message costs: to reach
+  thousands of subscribers, say;
 - EPOLLOUT is asked for only after a short write, EPOLLIN is given back while a stream is paused;
 - what goes wrong with one stream ends that one; the reactor's guard logs it;
 - EPOLLERR with SO_ERROR 0 means that the error queue has something: it is taken off at once, or epoll would report it
@@ -37,7 +38,7 @@ import ssl
 from collections import deque
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 import trio
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
 
     from netd.net.stream import OutgoingOfCrowd
     from netd.net.tls import TlsLayer
+
+    OutgoingOfCrowdT = TypeVar("OutgoingOfCrowdT", bound=OutgoingOfCrowd)
 
 __all__ = ["Endpoint", "Outgoing", "Reactor", "ReactorSnapshot", "Stream", "Timer", "plain_socket"]
 
@@ -73,6 +76,8 @@ _LOOK: Final = 4
 _LOOK_SENT: Final = 16
 """The clock is looked at after so many reads or writes of less than _SMALL bytes, and after each of more. A look costs
 60 ns, and a small message's way through a round not ten times as much."""
+_LOOK_BYTES: Final = 65_536
+"""To a crowd, at which most sends are alike, it is looked at after no more than so many bytes: some 50 us."""
 _ROUNDS: Final = 16
 _SPIN: Final = 50e-6
 """Seconds for which the epoll is asked again instead of waiting for it. No task is delayed for longer by that."""
@@ -146,6 +151,10 @@ class Reactor:
         self._timers = Timers()
         self._parked = False
         self._working = False
+        self._only = False
+        """The one thing that this round has read is being served."""
+        self._apart = 0.0
+        """Seconds of that which were spent in sending at once."""
         self._now = monotonic()
         self._eager = 0
         self._batches = self._polls = self._waits = 0
@@ -248,6 +257,8 @@ class Reactor:
             self._feed(until)  # first: what came with a stream is older than what its socket has
         streams = self._streams
         before, small = now, 0
+        self._only = len(events) == 1 and not self._dirty and not self._crowds
+        self._apart = 0.0
         for fd, what in events:
             stream = streams[fd]
             if stream is None:
@@ -281,12 +292,16 @@ class Reactor:
                 self._rarely(stream, what)
                 size += stream.bytes_in
             clock = monotonic()
+            if self._apart:  # what the answers to others took says nothing of what its own bytes cost
+                before += self._apart
+                self._apart = 0.0
             if size == read or clock - before > SLICE:
                 stream.pace(size, clock - before)
             if clock > until:
                 self._rest = events[events.index((fd, what)) + 1 :]
                 break
             before, small = clock, 0
+        self._only = False
         if self._buried:
             self._bury_all(until)
         if self._crowds:
@@ -351,7 +366,7 @@ class Reactor:
         """
         [data] = alone
         size = len(data)
-        step = _LOOK_SENT if size < _SMALL else 1
+        step = max(1, min(_LOOK_SENT, _LOOK_BYTES // size))
         at = 0
         while at < len(crowd):
             if since >= step:
@@ -453,6 +468,51 @@ class Reactor:
         if self._parked:
             self._wake()
 
+    def send_at_once(self, outboxes: list[OutgoingOfCrowdT], data: bytes, messages: int) -> list[OutgoingOfCrowdT]:
+        """See hub.outbox.Flusher. It is so while the only thing that a round has read is being served: whatever else
+        is said in this round goes to who holds nothing by now, or waits behind it."""
+        if not self._only:
+            return outboxes
+        self._only = False
+        size = len(data)
+        step = max(1, min(_LOOK_SENT, _LOOK_BYTES // size))
+        encoder, rules = outboxes[0].encoder, outboxes[0].rules
+        others: list[OutgoingOfCrowdT] = []
+        begun = monotonic()
+        until = self._now + SLICE
+        left = step
+        for at, outbox in enumerate(outboxes):
+            stream = outbox.stream
+            if (
+                outbox.size
+                or outbox.encoder is not encoder
+                or outbox.rules is not rules
+                or outbox.flusher is not self
+                or stream is None
+                or stream.slow
+            ):
+                others.append(outbox)
+                continue
+            outbox.left += messages
+            try:
+                sent = stream.socket.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                self.bury(stream, _why(error))
+                continue
+            stream.bytes_out += sent
+            if sent != size:
+                self._keep(stream, [memoryview(data)[sent:] if sent else data])
+            left -= 1
+            if not left:
+                if monotonic() > until:
+                    others += outboxes[at + 1 :]
+                    break
+                left = step
+        self._apart = monotonic() - begun
+        return others
+
     def _wake(self) -> None:
         self._parked = False
         os.eventfd_write(self._wake_fd, 1)
@@ -529,6 +589,21 @@ class Reactor:
         self._buried.append(stream)
         if self._parked:
             self._wake()
+
+    def release(self, stream: Stream) -> socket.socket:
+        """Give an open stream's socket back: nothing is read from it or written to it here any more, and its endpoint
+        hears nothing more. What its outbox holds stays there."""
+        if stream.paused:
+            self.paused -= 1
+        if self._epoll is not None and stream.events >= 0:
+            self._epoll.unregister(stream.socket.fileno())
+        stream.state = GONE
+        stream.slow = True
+        stream.plain = False
+        stream.outbox.stream = None
+        self._streams[stream.socket.fileno()] = None
+        self._count -= 1
+        return stream.socket
 
     # --- what is rare in a batch ---
 

@@ -92,6 +92,9 @@ class OutgoingOfCrowd(Outgoing, Protocol):
     size: int
     left: int
     """Chunks that were taken."""
+    encoder: Any
+    rules: Any
+    flusher: Any
 
 
 class Rare:
@@ -200,6 +203,20 @@ class Stream:
         self.rest: list[bytes | memoryview] | None = None
         """Taken from the outbox (and encrypted), and not yet taken by the kernel."""
         self.rare: Rare | None = None
+
+    def pass_on(self, endpoint: Endpoint, outbox: Outgoing, received: bytes = b"") -> None:
+        """Have it feed another endpoint and send from another outbox from now on. `received` was read already, and is
+        fed at the next batch, before what comes then."""
+        self.outbox.stream = None
+        self.endpoint = endpoint
+        self.outbox = outbox
+        outbox.stream = self
+        if received:
+            self.extra().received = received
+            self.plain = False
+            self.reactor.feed_later(self)
+        if outbox.size:
+            self.reactor.mark(outbox)
 
     @property
     def closed(self) -> bool:

@@ -1,5 +1,8 @@
 """TLS between a socket and a protocol, as bytes in and bytes out: no socket here (ssl.MemoryBIO).
 
+    TlsLayer     the layer itself             handshake     it begins, over a Trio stream
+    TlsStream    a Trio stream over both, for those who speak one: HTTP. Its layer can be taken on by the reactor
+
     ciphertext --receive--> plaintext          plaintext --encrypt--> . --outgoing--> ciphertext
                     '--- handshake, tickets, key updates, alerts -----^
 
@@ -28,6 +31,10 @@ if TYPE_CHECKING:
 _PIECE = 1 << 15
 """Bytes given to OpenSSL at once: its memory buffers keep the size they once had."""
 _RECORD = 1 << 14
+_PART = 1 << 16
+"""Bytes that a TlsStream enciphers before it sends them."""
+_OWED = 1 << 16
+"""Bytes that may wait behind a send that does not move on, before a TlsStream reads no more."""
 _LAST_WORD = 1.0
 """Seconds for an alert to be sent after a failed handshake."""
 
@@ -171,3 +178,95 @@ async def handshake(layer: TlsLayer, stream: trio.abc.Stream, received: bytes = 
         data = bytes(await stream.receive_some(_RECORD))
         if not data:
             raise ProtocolError("cannot shake hands: the peer closed the connection")
+
+
+class TlsStream(trio.abc.HalfCloseableStream):
+    """A stream over a layer that has shaken hands and the stream that it did so on.
+
+    `received` is plaintext that came with the handshake. A peer that ends the connection without close_notify has not
+    ended it: BrokenResourceError, as whatever came last may have been cut off (RFC 8446 6.1). A send that is cancelled
+    leaves the stream broken for sending where a record may be torn.
+    """
+
+    def __init__(self, layer: TlsLayer, transport: trio.abc.HalfCloseableStream, received: bytes = b"") -> None:
+        self.layer = layer
+        self.transport = transport
+        self._unread = received
+        self._turn = trio.Lock()
+        self._torn = False
+        self._ended = False
+
+    def unread(self) -> bytes:
+        """Take what was deciphered and not received yet, for whoever goes on with `layer` and `transport`."""
+        unread, self._unread = self._unread, b""
+        return unread
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Plaintext; b"" once the peer has said close_notify."""
+        if self._unread or self.layer.closed:
+            await trio.lowlevel.checkpoint()
+        while not self._unread and not self.layer.closed:
+            await self._receive()
+        if max_bytes is None or len(self._unread) <= max_bytes:
+            return self.unread()
+        data, self._unread = self._unread[:max_bytes], self._unread[max_bytes:]
+        return data
+
+    async def _receive(self) -> None:
+        data = bytes(await self.transport.receive_some(_RECORD))
+        if not data:
+            raise trio.BrokenResourceError("the peer cut the connection off: it said no close_notify")
+        try:
+            self._unread = self.layer.receive(data)
+        except ssl.SSLError as error:
+            with trio.move_on_after(_LAST_WORD), suppress(trio.BrokenResourceError):
+                await self._flush()
+            raise trio.BrokenResourceError(f"cannot go on with TLS: {reason_of(error)}") from None
+        # what TLS itself answers goes with what is being sent; where that does not move on, nothing more is read
+        if self.layer.pending and (self.layer.pending > _OWED or not self._turn.locked()):
+            await self._flush()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self._ended:
+            raise trio.ClosedResourceError("cannot send after the end")
+        if not data:
+            await trio.lowlevel.checkpoint()
+        view = memoryview(data)
+        for at in range(0, len(view), _PART):
+            self._encrypt(bytes(view[at : at + _PART]))
+            await self._flush()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.transport.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        """Say close_notify, once; the transport stays open for what the peer still says (RFC 8446 6.1)."""
+        if self._ended:
+            await trio.lowlevel.checkpoint()
+            return
+        self._ended = True
+        self.layer.goodbye()
+        await self._flush()
+
+    async def aclose(self) -> None:
+        """Say close_notify, for a second at most, and close the transport. Cancelled, it only closes."""
+        try:
+            with trio.move_on_after(_LAST_WORD), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await self.send_eof()
+        finally:
+            await trio.aclose_forcefully(self.transport)
+
+    def _encrypt(self, data: bytes) -> None:
+        try:
+            self.layer.encrypt([data])
+        except ssl.SSLError as error:
+            raise trio.BrokenResourceError(f"cannot go on with TLS: {reason_of(error)}") from None
+
+    async def _flush(self) -> None:
+        async with self._turn:
+            if self._torn:
+                raise trio.BrokenResourceError("an earlier send was cut short")
+            self._torn = True
+            while self.layer.pending:
+                await self.transport.send_all(self.layer.outgoing())
+            self._torn = False

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-NAMES = ("framing", "messages", "codecs", "plain", "handshake", "websocket", "deflate")
+NAMES = ("framing", "messages", "codecs", "plain", "handshake", "websocket", "deflate", "upgrade", "gateway")
 
 
 def main() -> int:

@@ -5,10 +5,15 @@ The promise is always the same: whatever the bytes, a value or a ProtocolError, 
 
 from __future__ import annotations
 
+import ipaddress
 from typing import TYPE_CHECKING, Any
 
-from netd.errors import ProtocolError
-from netd.wire import codecs, deflate, framing, handshake, messages, plain, websocket
+from netd.errors import ControlError, ProtocolError
+from netd.hub.outbox import Outbox, OutboxRules
+from netd.hub.session import Session
+from netd.services.broker import forwarded, modes, origins, protocol
+from netd.wire import codecs, deflate, framing, handshake, messages, plain, upgrade, websocket
+from tests.hub.room import Room
 from tests.support.websocketpeer import raw, said, simple
 
 if TYPE_CHECKING:
@@ -162,6 +167,110 @@ def fuzz_deflate(data: bytes) -> None:
     assert agreed is None or deflate.negotiate(deflate.parse_extensions(agreed.answer), deflate.DeflateSettings())
 
 
+def fuzz_upgrade(data: bytes) -> None:
+    """A request's head, a line each: whatever is read of it is there or is refused, and nothing of it can be written
+    into our answer as a line of its own."""
+    first, *lines = data.split(b"\n")
+    method, target, version = (first.split(b" ") + [b""] * 3)[:3]
+    headers = [(name.lower(), value.strip()) for name, _, value in (line.partition(b":") for line in lines)]
+    path, _, query = target.partition(b"?")
+    answer = upgrade.upgrade(
+        method, version[-3:], headers, subprotocols=("netd.json",), deflate=deflate.DeflateSettings()
+    )
+    assert (answer.status == 101) == isinstance(answer, upgrade.Upgrade)
+    assert answer.status in (101, 400, 405, 426)
+    assert not any(byte in name + value for name, value in answer.headers for byte in b"\r\n\0")
+    for read in (
+        lambda: protocol.place(path).route(query, headers),
+        lambda: protocol.token_of(None, headers),
+        lambda: forwarded.client_of("127.0.0.1", headers, [ipaddress.ip_network("127.0.0.0/8")]),
+        lambda: [protocol.data_of(value, data) for name, value in headers if name == b"content-type"],
+    ):
+        try:
+            read()
+        except ControlError as error:
+            _check_refusal(error, range(400, 500), error.status)
+    for _, value in headers:
+        text = value.decode("latin-1")
+        host, site = origins.parse_host(text), origins.parse_origin(text)
+        assert host is None or not origins.Hosts(["friend.example"]).allows(*host, None) or _ours(host[0])
+        assert not origins.Origins([]).allows(text, None) or site is None
+
+
+def _check_refusal(error: Exception, codes: range, code: int) -> None:
+    assert str(error).startswith("cannot ")
+    assert code in codes
+
+
+def _ours(host: str) -> bool:
+    return host.endswith(("localhost", "friend.example")) or ipaddress.ip_address(host).is_loopback
+
+
+class _Link:
+    """A connection of the gateway, as far as its mode looks at it."""
+
+    def __init__(self, room: Room, mode: modes.Mode) -> None:
+        self.mode = mode
+        self.decoder = mode.decoder(websocket.Limits(5000))
+        self.door = self.exchange = self
+        self.hub = room.hub
+        self.channel: bytes | None = None
+        self.closing = False
+        self.ponged = 0
+        self.session: Any = Session(encoder=mode.encoder, outbox=Outbox(OutboxRules(), room, self), link=self)
+
+    def speak(self, connection: Any, encoder: Any) -> None:
+        self.session.encoder = encoder
+
+    def pong(self, payloads: list[bytes]) -> None:
+        self.ponged += len(payloads)
+
+    def closed(self, event: websocket.Close) -> None:
+        self.closing = True
+
+    def close(self, code: int, reason: str, retry_after: float | None = None) -> None:
+        self.closing = True
+
+    def pressure(self, over: bool) -> None: ...
+    def overflow(self) -> None: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+
+
+def fuzz_gateway(data: bytes) -> None:
+    """The first byte says which mode and how the rest is cut, which are frames as (first byte, length, payload): what a
+    client says is done, answered or refused, or ends its connection with a code that may be sent."""
+    kind, stream = (data[0] if data else 0), data[1:]
+    room = Room()
+    made = [modes.Operations(), modes.OPERATIONS["json"], modes.OPERATIONS["messagepack"], modes.App()]
+    made += [modes.Plain(b"public:a"), modes.Plain(b"shut:a"), modes.Plain(b"public:a", "sub", echo=True)]
+    made += [modes.Events((b"public:a", b"public:b"))]
+    link = _Link(room, made[kind % 8])
+    room.hub.open(link.session)
+    wire, at = b"", 0
+    while at + 3 <= len(stream):
+        size = int.from_bytes(stream[at + 1 : at + 3])
+        wire += raw(stream[at], stream[at + 3 : at + 3 + size])
+        at += 3 + size
+    step = kind // 8 * 7 + 1
+    try:
+        link.mode.opened(link)  # type: ignore[arg-type]
+        for begin in range(0, len(wire), step):
+            link.mode.received(link, wire[begin : begin + step])  # type: ignore[arg-type]
+            if link.closing:
+                break
+    except ProtocolError as error:
+        _check_refusal(error, range(1000, 5000), error.close or 0)
+        link.mode.farewell(error.close or 0, str(error)[: messages.MAX_REASON], None)
+    room.hub.close(link.session)
+    assert not room.hub.sessions
+    assert not room.hub.heard
+
+
+def _frames(*frames: tuple[int, bytes]) -> bytes:
+    return b"".join(bytes([first]) + len(payload).to_bytes(2) + payload for first, payload in frames)
+
+
 _KEY = handshake.load_private_key(bytes.fromhex("302e020100300506032b657004220420") + bytes(range(32)))
 PUBLIC = handshake.spki(_KEY)
 _SIGNED = handshake.signed(_KEY, "1.0.0", {"device": "alpha", "7": "x"}, now=NOW, nonce="n")
@@ -184,6 +293,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "handshake": fuzz_handshake,
     "websocket": fuzz_websocket,
     "deflate": fuzz_deflate,
+    "upgrade": fuzz_upgrade,
+    "gateway": fuzz_gateway,
 }
 SEEDS: dict[str, list[bytes]] = {
     "framing": [
@@ -212,6 +323,28 @@ SEEDS: dict[str, list[bytes]] = {
         bytes.fromhex("f348cdc9c9070000"),
         b"permessage-deflate; client_max_window_bits; server_max_window_bits=10",
         b'foo; a="b", permessage-deflate;server_no_context_takeover, permessage-deflate',
+    ],
+    "upgrade": [
+        b"GET %b HTTP/1.1\nHost: localhost:3000\nUpgrade: websocket\nConnection: Upgrade\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\nSec-WebSocket-Version: 13\n%b" % (path, more)
+        for path, more in (
+            (b"/ws?token=abc", b"Origin: http://localhost:3000"),
+            (b"/ws/public%3Aa?role=sub&echo=1", b"Sec-WebSocket-Protocol: netd.token64.YWJj, netd.json"),
+            (b"/app", b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"),
+            (b"/channels/public:a/events?channel=b&last_event_id=e:4", b"X-Forwarded-For: 192.0.2.1, [::1]:80"),
+            (b"/channels/a/history?since=4&since_epoch=e&limit=2", b'Forwarded: for="[2001:db8::1]";proto=https'),
+            (b"/sessions/tag:a%3Db?priority=3", b"Authorization: Bearer a.b.c\nContent-Type: application/json"),
+        )
+    ],
+    "gateway": [
+        bytes([mode + 8 * cut]) + body
+        for mode in range(8)
+        for cut in (0, 31)
+        for body in (
+            _frames(*((0x81, example) for example in _EXAMPLES if len(example) < 300)),
+            _frames(*((0x82, example) for example in _PACKED if len(example) < 300)),
+            _frames((0x01, b"a"), (0x89, b"ping"), (0x80, b"b"), (0x82, b"\0\xff"), (0x88, b"\x03\xe8bye")),
+        )
     ],
 }
 """What a fuzzer begins with."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from netd.net.reactor import Reactor
 
 MESSAGE = b"news for all" * 5
+RULES = OutboxRules()
 
 
 class Member(End):
@@ -22,10 +23,25 @@ class Member(End):
 
     def __init__(self, reactor: Reactor) -> None:
         super().__init__(reactor)
-        self.outbox = Outbox(OutboxRules(), reactor, self)
+        self.outbox = Outbox(RULES, reactor, self)
 
     def pressure(self, over: bool) -> None: ...
     def overflow(self) -> None: ...
+
+
+class Publisher(End):
+    """What it receives is sent at once, as three messages, to `to`; `others` is who was left out, each time."""
+
+    def __init__(self, reactor: Reactor, to: list[Outbox], times: int = 1) -> None:
+        super().__init__(reactor)
+        self.others: list[list[Outbox]] = []
+        self._to = to
+        self._times = times
+
+    def receive(self, data: bytes) -> None:
+        super().receive(data)
+        for _ in range(self._times):
+            self.others.append(self.outbox.reactor.send_at_once(self._to, data, 3))
 
 
 def members(reactor: Reactor, count: int, **how) -> list[tuple[trio.socket.SocketType, Member]]:
@@ -170,3 +186,78 @@ async def test_a_crowd_that_was_marked_as_the_reactor_stops_is_told_so():
     assert reactor.snapshot().dirty == 0
     for peer, _ in made:
         peer.close()
+
+
+# --- at once ----------------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_said_while_one_thing_is_served_goes_out_at_once():
+    async with running() as reactor:
+        made = members(reactor, 40)
+        author, end = connect(reactor, end=Publisher(reactor, [each.outbox for _, each in made]))
+        await author.send(MESSAGE)
+        for peer, each in made:
+            assert await exactly(peer, len(MESSAGE)) == MESSAGE
+            assert (each.outbox.size, each.outbox.messages, each.stream.bytes_out) == (0, 3, len(MESSAGE))
+            peer.close()
+        assert end.others == [[]]
+        assert reactor.send_at_once([each.outbox for _, each in made], MESSAGE, 1), "nothing is being served"
+        author.close()
+
+
+async def test_who_holds_something_or_is_another_kind_is_left_to_the_caller():
+    async with running() as reactor:
+        made = members(reactor, 6)
+        _, (_, holds), (_, speaks), (_, ruled), (_, gone), (_, closing) = made
+        boxes = [each.outbox for _, each in made]
+        speaks.outbox.encoder = object()
+        ruled.outbox.rules = OutboxRules()
+
+        def receive(data: bytes) -> None:
+            holds.outbox.push(b"earlier")
+            gone.stream.abort("kicked")
+            closing.stream.close("enough", within=1)
+            end.others = [reactor.send_at_once(boxes, data, 1), reactor.send_at_once(boxes, data, 1)]
+
+        author, end = connect(reactor, end=Publisher(reactor, boxes))
+        end.receive = receive  # type: ignore[method-assign]
+        await author.send(MESSAGE)
+        assert await exactly(made[0][0], len(MESSAGE)) == MESSAGE
+        assert await exactly(made[1][0], 7) == b"earlier"
+        assert end.others == [boxes[1:], boxes], "the second time is not the only thing any more"
+        for peer in (author, *(peer for peer, _ in made)):
+            peer.close()
+
+
+async def test_at_once_a_socket_that_is_full_keeps_the_rest():
+    async with running() as reactor:
+        [(peer, end)] = members(reactor, 1, unix=True, buffers=4096)
+        author, publisher = connect(reactor, end=Publisher(reactor, [end.outbox], times=1))
+        large = bytes(range(256)) * 4000
+        publisher.receive = lambda data: publisher.others.append(  # type: ignore[method-assign]
+            reactor.send_at_once([end.outbox], large, 1)
+        )
+        await author.send(b"now")
+        await until(lambda: publisher.others == [[]])
+        end.outbox.push(b"after")
+        assert await exactly(peer, len(large) + 5) == large + b"after"
+        author.close()
+        peer.close()
+
+
+async def test_what_is_sent_at_once_leaves_other_tasks_their_turn(monkeypatch: pytest.MonkeyPatch):
+    """The clock says that the time is over: after a step of them the rest is left to the caller."""
+    async with running() as reactor:
+        made = members(reactor, 100)
+        author, end = connect(reactor, end=Publisher(reactor, [each.outbox for _, each in made]))
+        await until(lambda: reactor._parked)
+        begun = reactor.now
+        monkeypatch.setattr("netd.net.reactor.monotonic", lambda: begun + 1000 * end.feeds)
+        await author.send(MESSAGE)
+        await until(lambda: bool(end.others))
+        monkeypatch.undo()
+        [others] = end.others
+        assert 0 < len(others) < 100
+        assert others == [each.outbox for _, each in made][-len(others) :]
+        for peer in (author, *(peer for peer, _ in made)):
+            peer.close()

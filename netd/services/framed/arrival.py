@@ -1,9 +1,8 @@
 """How a client arrives: whatever may wait, before its connection goes to the reactor.
 
-    accept --trusted proxy--> PROXY header --> TLS --> required handshake --> verifier --> Arrived
+    PROXY header --> TLS (netd/sessions/arrival.py) --> required handshake --> verifier --> Arrived
 
 Rules:
-- all of it has one deadline, the caller's; whatever was read beyond is handed on (`received`), so nothing is lost;
 - a client that is refused is told why where its mode has a word for it, once and without waiting for it to read;
 - the user's verifier decides last. It cannot hold us up: a `def` runs in a thread of its own, of which there are at
   most VERIFIERS at once, and is left alone when time is up.
@@ -15,30 +14,23 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import trio
 
-from netd.budget import address_key
 from netd.errors import PrepareFailed, ProtocolError
-from netd.net.certificates import Certificate
-from netd.net.proxy import ProxyHeader, trusted
-from netd.net.tls import TlsLayer, handshake
-from netd.runtime.listeners import Listener
 from netd.services.framed.config import FramedListen
 from netd.services.framed.doors import Door
 from netd.services.framed.keys import KeyFiles
 from netd.services.framed.modes import Mode
 from netd.services.framed.protocol import FirstFrame, judge
+from netd.sessions import arrival
+from netd.sessions.arrival import Rejected
 from netd.wire.handshake import Handshake
 from netd.wire.messages import CloseCode
-
-if TYPE_CHECKING:
-    from netd.runtime.health import ServiceHealth
 
 VERIFIERS = 8
 """Threads in which verifiers may run at once; who comes then waits for one, within its own deadline."""
@@ -46,27 +38,16 @@ _READ = 65_536
 _LAST_WORD = 1.0
 """Seconds for a refused client to take what it is told."""
 
-Verifier: TypeAlias = Callable[["Handshake"], Any]
+Verifier: TypeAlias = Callable[[Handshake], Any]
 """`def` or `async def`; what it answers is taken for true or false."""
 
 
-class Rejected(Exception):
-    """A client that is not let in. `why` is one of exchange.REJECTED."""
-
-    def __init__(self, why: str, error: ProtocolError | None = None) -> None:
-        self.why = why
-        self.error = error
-        super().__init__(why)
-
-
 @dataclass(slots=True)
-class Entrance:
+class Entrance(arrival.Entrance):
     """A listener of one generation, with what its connections need on their way in."""
 
-    listener: Listener
     listen: FramedListen
     door: Door
-    certificate: Certificate | None
     keys: KeyFiles
     verifier: Verifier | None
     mode: Mode
@@ -76,27 +57,14 @@ class Entrance:
 
     @property
     def waits(self) -> bool:
-        """Whether a client has to do something before it can be let in."""
         return bool(self.certificate or self.listen.handshake == "required" or self.listen.proxy_protocol)
 
 
 @dataclass(slots=True)
-class Arrived:
-    """A client on its way in; the fields are filled as they become known."""
+class Arrived(arrival.Arrived):
+    """A client on its way in."""
 
-    address: str
-    """As people write it: "192.0.2.7:50312"."""
-    host: str
-    """ "192.0.2.7", or "unix:"."""
-    tls: TlsLayer | None = None
-    received: bytes = b""
-    """Plaintext that was read already and is not used up."""
     handshake: Handshake | None = None
-
-    @property
-    def key(self) -> str:
-        """What counts as its address."""
-        return address_key(self.host)
 
 
 def load_verifier(reference: str) -> Verifier | None:
@@ -115,48 +83,15 @@ def load_verifier(reference: str) -> Verifier | None:
     return found  # type: ignore[no-any-return]
 
 
-def written(host: str, port: int) -> str:
-    """An address as people write it: "192.0.2.7:50312", "[2001:db8::1]:50312"."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+class Way(arrival.Way):
+    """The way in of one client."""
 
-
-def where_from(stream: trio.SocketStream) -> Arrived:
-    """Who the kernel says it is. Raises OSError when it is gone."""
-    if stream.socket.family == socket.AF_UNIX:
-        return Arrived("unix:", "unix:")
-    peer = stream.socket.getpeername()
-    return Arrived(written(peer[0], peer[1]), peer[0])
-
-
-class Way:
-    """The way in of one client. `walk` once."""
-
-    def __init__(self, entrance: Entrance, stream: trio.SocketStream, arrived: Arrived, health: ServiceHealth) -> None:
-        self._entrance = entrance
-        self._stream = stream
-        self._arrived = arrived
-        self._health = health
-
-    async def header(self) -> None:
-        """The PROXY header, if its peer is one who has to send one. Raises Rejected."""
-        arrived, networks = self._arrived, self._entrance.listen.proxy_protocol
-        if not networks or not (arrived.host == "unix:" or trusted(networks, arrived.host)):
-            return
-        parser = ProxyHeader()
-        try:
-            while True:
-                proxied, rest = parser.receive(await self._read_plain())
-                if proxied is not None:
-                    break
-        except ProtocolError as error:
-            raise Rejected("proxy", error) from None
-        arrived.received = rest
-        if proxied.source is not None:
-            arrived.host, arrived.address = proxied.source[0], written(*proxied.source)
+    _entrance: Entrance
+    _arrived: Arrived
 
     async def walk(self) -> None:
         """TLS, the required handshake and the verifier. Raises Rejected."""
-        await self._secure()
+        await super().walk()
         if self._entrance.listen.handshake == "required":
             await self._introduce()
 
@@ -177,17 +112,6 @@ class Way:
                     pass
 
     # --- inside ---
-
-    async def _secure(self) -> None:
-        certificate, arrived = self._entrance.certificate, self._arrived
-        if certificate is None:
-            return
-        layer = TlsLayer(await certificate.current(self._health))
-        try:
-            arrived.received = await handshake(layer, self._stream, arrived.received)
-        except ProtocolError as error:
-            raise Rejected("tls", error) from None
-        arrived.tls = layer
 
     async def _introduce(self) -> None:
         entrance, arrived, door = self._entrance, self._arrived, self._entrance.door
@@ -221,15 +145,6 @@ class Way:
         if layer.closed and not plain:
             raise Rejected("gone")
         return plain
-
-    async def _read_plain(self) -> bytes:
-        try:
-            data = await self._stream.receive_some(_READ)
-        except trio.BrokenResourceError:
-            data = b""
-        if not data:
-            raise Rejected("gone")
-        return bytes(data)
 
 
 async def _ask(verifier: Verifier, found: Handshake, threads: trio.CapacityLimiter) -> bool:

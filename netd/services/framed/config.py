@@ -15,10 +15,11 @@ import re
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import AfterValidator, field_validator, model_validator
+from pydantic import AfterValidator, model_validator
 
-from netd.section import Listen, Section, live, parse_address, replace
+from netd.section import Listen, live, parse_address, replace
 from netd.services.framed.templates import Template
+from netd.sessions.config import SessionLimits
 
 _REFERENCE = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")
 _CODEC_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")
@@ -26,7 +27,6 @@ _OPERATIONS_CODECS = ("auto", "json", "messagepack")
 
 Mode = Literal["operations", "channel", "worker", "echo"]
 Shaking = Literal["none", "optional", "required"]
-SlowConsumer = Literal["disconnect", "drop-oldest", "drop-ephemeral"]
 
 
 def _codec(name: str) -> str:
@@ -55,7 +55,9 @@ class FramedListen(Listen):
 
     mode: Mode = replace("operations")
     """operations: the message vocabulary, each client a full session of the hub. channel: every payload is published to
-    `channel`, and what others publish there comes back as plain payloads. echo: every payload comes back."""
+    `channel`, and what others publish there comes back as plain payloads. worker: every payload goes to the application
+    (a worker, see [worker]; without one it comes back), and what that says comes as plain payloads. echo: every payload
+    comes back."""
     codec: Annotated[str, AfterValidator(_codec)] = replace("auto")
     """What payloads are: raw, text, json, cbor, messagepack, an entry point of the group "netd.codecs", or
     "module:attribute". auto: in operations JSON or MessagePack by the first byte of the session, elsewhere raw. In echo
@@ -71,10 +73,10 @@ class FramedListen(Listen):
     """Of mode channel: a client also receives what it published itself."""
 
     token: str = replace("", max_length=64)
-    """Of the modes operations and channel: the name of a `[[hub.token]]` that every session of this listener has,
-    without showing it. In mode channel there is no other way to have one. While there is no such token, clients are
-    refused (1013), those who are there are ended, and a health warning says so; a token whose secret was changed ends
-    them too. In operations a client may show another one in its hello instead."""
+    """Of the modes operations, channel and worker: the name of a `[[hub.token]]` that every session of this listener
+    has, without showing it. In the last two there is no other way to have one. While there is no such token, clients
+    are refused (1013), those who are there are ended, and a health warning says so; a token whose secret was changed
+    ends them too. In operations a client may show another one in its hello instead."""
 
     handshake: Shaking = replace("optional")
     """The first payload {"type": "handshake", "version": ..., "tags": ...}. none: it is a payload like any other.
@@ -92,13 +94,6 @@ class FramedListen(Listen):
     is not true refuses the client with 1008, and so does an exception. `def` runs in a thread, `async def` on Trio;
     either has what is left of `handshake_timeout`."""
 
-    @field_validator("mode")
-    @classmethod
-    def _has_a_room(cls, mode: Mode) -> Mode:
-        if mode == "worker":
-            raise ValueError("cannot use mode 'worker': there is no worker room in this version")
-        return mode
-
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.mode == "operations":
@@ -109,11 +104,16 @@ class FramedListen(Listen):
                 )
             if self.framing == "none":
                 raise ValueError("cannot use framing 'none' with mode 'operations': nothing says where a message ends")
+        if self.mode == "worker" and self.codec in ("json", "cbor", "messagepack"):
+            raise ValueError(
+                f"cannot use codec {self.codec!r} with mode 'worker': applications take text and bytes; "
+                'write "raw" or "text"'
+            )
         if self.mode == "channel" and not self.channel:
             raise ValueError("cannot use mode 'channel' without a channel: write for example \"devices:{tags.device}\"")
         if self.mode != "channel" and self.channel:
             raise ValueError(f"cannot publish to channel {self.channel!r} in mode {self.mode!r}: write mode 'channel'")
-        if self.token and self.mode not in ("operations", "channel"):
+        if self.token and self.mode == "echo":
             raise ValueError(
                 f"cannot use the token {self.token!r} in mode {self.mode!r}: its clients do nothing with it"
             )
@@ -140,61 +140,25 @@ _ROOM: Final = 64 * 1024
 """Bytes that have to fit into an outbox besides the longest frame: what is around a message's data, and its Close."""
 
 
-class FramedConfig(Section):
+class FramedConfig(SessionLimits):
     """The `[framed]` section: messaging over length-prefixed TCP. Times are in seconds, sizes in bytes."""
 
-    enabled: bool = live(True)
-    """Run the service."""
     listen: list[FramedListen] = replace(
         default_factory=lambda: [FramedListen(address="127.0.0.1:9000")], min_length=1, max_length=64
     )
     """Where framed clients connect. A removed entry drains the sessions that came by it, and no others."""
 
-    # who may come
-    max_connections: int = live(10_000, ge=1, le=1_000_000)
-    """Connections at once, unfinished arrivals included; one more is closed at once."""
-    connections_per_address: int = live(1024, ge=1, le=1_000_000)
-    """Connections at once from one IPv4 address or one IPv6 /64, as the PROXY header tells it where one is spoken. Unix
-    sockets count as one address."""
-    handshake_timeout: float = live(10.0, gt=0, le=120)
-    """From accept until PROXY header, TLS, a required handshake and the verifier are done; past it the client is
-    closed."""
-    arriving: int = live(1024, ge=1, le=100_000)
-    """Connections at once for which that is still to be done; one more is closed at once."""
-
     # what a connection may cost
     max_frame: int = live(4 * 1024 * 1024, ge=64, le=256 * 1024 * 1024)
     """Bytes of one payload, inclusive; a frame that announces more ends its connection with 1009 before it is read."""
-    max_unfinished: int = live(256 * 1024 * 1024, ge=1024 * 1024, le=64 * 1024**3)
-    """Bytes of unfinished frames that all connections together may have sent, looked at every second; past it those
-    that hold most of them are closed with 1013."""
-    idle_timeout: float = live(0.0, ge=0, le=604_800)
-    """A client that sends nothing for so long is closed (1000); 0: never."""
-    keepalive: float = live(30.0, ge=0, le=32_767)
-    """A connection silent for so long is probed by the kernel (TCP_KEEPIDLE), then every third of it; three unanswered
-    ones end it. 0: off."""
     ping_interval: float = live(30.0, ge=0, le=3600)
     """In operations mode a client silent for so long is sent a ping, which it need not answer; 0: never."""
-    input_rate: int = live(0, ge=0, le=10_000_000_000)
-    """Bytes a second read from one connection in the long run; a faster one is made to wait. 0: no bound."""
-    input_burst: int = live(0, ge=0, le=1_000_000_000)
-    """Bytes that a connection may send at once after a pause; 0: one second's worth of `input_rate`."""
 
     # what may wait for a connection
     backpressure: int = live(5 * 1024 * 1024, ge=64 * 1024, le=1024**3)
     """Bytes that may wait for one client to read; at least 64 KiB more than `max_frame`. Past half of it the notice
     `backpressure` is sent, below an eighth `drain`. A message that is larger by itself is dropped for this client. An
     echo is never lost: past half of it nothing more is read from its client."""
-    slow_consumer: SlowConsumer = live("disconnect")
-    """What happens to a client for which more would wait. disconnect: closed with 4008. drop-oldest: what waits longest
-    is dropped. drop-ephemeral: what was sent as ephemeral is dropped, and if that does not do, it is closed."""
-    send_buffer: int = live(256 * 1024, ge=0, le=64 * 1024 * 1024)
-    """Bytes that wait for a client inside the kernel besides (SO_SNDBUF; the kernel takes twice as much). 0: its own
-    autotuning, up to net.ipv4.tcp_wmem on top of `backpressure`."""
-    rate: int = live(0, ge=0, le=10_000_000_000)
-    """Bytes a second sent to one connection in the long run, more urgent messages first. 0: no bound."""
-    burst: int = live(0, ge=0, le=1_000_000_000)
-    """Bytes that may be sent to a connection at once after a pause; 0: one second's worth of `rate`."""
 
     @model_validator(mode="after")
     def _has_room_for_a_frame(self) -> Self:

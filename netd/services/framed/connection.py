@@ -1,237 +1,37 @@
-"""One framed connection: what the reactor feeds, what the hub holds, what the outbox reports to. Pure.
-
-    reactor --receive(bytes)--> Connection --mode.received--> hub, or straight back into the outbox
-    reactor --ended(why)-----> Connection --> hub.close, its place, the observer
-    hub -----close, pause----> Connection --> stream
-    outbox --pressure, overflow--> Connection --> observer; an echo reads no more
-
-It is the stream's Endpoint, the session's Link and the outbox's owner in one object, because there are thousands of
-them: slots, no closures, nothing allocated for what most never do.
-
-Rules:
-- what a connection does with a payload is its mode's business (modes.py); modes are shared and hold nothing of it;
-- limits are read from the door at every use, so that a reload holds from the next message on;
-- inbound pauses for reasons of several kinds at once (`Held`) and resumes when the last has gone;
-- it ends once, whatever comes first: the hub forgets it at once, and then its last bytes may still be written.
-
-Left out: the socket and its TLS (net/reactor.py), what all connections have in common (exchange.py).
-"""
+"""One framed connection. Pure."""
 
 from __future__ import annotations
 
-from enum import IntFlag
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from netd.budget import Bucket
-from netd.errors import ProtocolError
-from netd.wire.messages import MAX_REASON, CloseCode
+from netd.sessions import connection
+from netd.sessions.connection import Held
+from netd.wire.messages import CloseCode
 
 if TYPE_CHECKING:
-    from netd.hub.outbox import Outbox
-    from netd.hub.session import Session
-    from netd.net.carrier import StreamCarrier
-    from netd.net.reactor import Timer
-    from netd.net.stream import Stream
     from netd.services.framed.doors import Door
     from netd.services.framed.modes import Mode
     from netd.wire.handshake import Handshake
 
-FAREWELL = 5.0
-"""Seconds for a client to take what waits for it once its connection is ending."""
-_SLOW_FAREWELL = 1.0
-"""The same for one that is closed because it does not read."""
+__all__ = ["Connection", "Held"]
 
 
-class Held(IntFlag):
-    """Why nothing is read from a connection."""
-
-    HUB = 1
-    ECHO = 2
-    """Its echo waits for it."""
-    RATE = 4
-    READER = 8
-    """A program that uses the server library has not taken what came before."""
-
-
-class Connection:
+class Connection(connection.Connection):
     """Made by Exchange.adopt."""
 
-    __slots__ = (
-        "_bucket",
-        "_carrier",
-        "_closing",
-        "_earning",
-        "channel",
-        "decoder",
-        "door",
-        "handshake",
-        "heard",
-        "held",
-        "key",
-        "mode",
-        "outbox",
-        "pinged",
-        "session",
-        "stream",
-    )
+    __slots__ = ("handshake",)
 
-    stream: Stream
-    outbox: Outbox
-    session: Session
+    door: Door
+    mode: Mode
 
     def __init__(self, door: Door, mode: Mode, key: str, handshake: Handshake | None) -> None:
-        self.door = door
-        self.mode = mode
-        self.decoder: Any = mode.decoder(door.frame_limits)
-        """A FrameDecoder, NoFraming, or (before the first frame is whole) a FirstFrame."""
-        self.key = key
-        """What counts as its address."""
+        super().__init__(door, mode, key)
         self.handshake = handshake
         """None: there was none."""
-        self.heard = self.pinged = door.exchange.reactor.now
-        """When something was last received, and a ping last sent (the reactor's clock)."""
-        self.held = 0
-        self.channel: bytes | None = None
-        """Of a plain client."""
-        self._bucket: Bucket | None = None
-        self._earning: Timer | None = None
-        """Until the bytes that came too fast are made up for; its end lets it be read again."""
-        self._carrier: StreamCarrier | None = None
-        self._closing: tuple[int, str] | None = None
 
-    # --- the reactor's endpoint ---
-
-    def receive(self, data: bytes) -> None:
-        door = self.door
-        self.heard = door.exchange.reactor.now
-        if self._closing is not None:
-            return
-        if door.input_rate:
-            self._spend(len(data))
-        try:
-            self.mode.received(self, data)
-        except ProtocolError as error:
-            self.fail(error)
-
-    def ended(self, why: str) -> None:
-        code, reason = self._closing or (CloseCode.NORMAL, why)
-        self._closing = (code, reason)
-        self._earned()
-        # whoever still has the connection need not have what came of a frame
-        self.decoder = self.mode.decoder(self.door.frame_limits)
-        self.door.exchange.ended(self, code, reason)
-
-    # --- the outbox's owner ---
-
-    def pressure(self, over: bool) -> None:
-        self.mode.pressure(self, over)
-        self.door.exchange.pressure(self, over)
-
-    def overflow(self) -> None:
-        self.end(CloseCode.SLOW, "did not read", within=_SLOW_FAREWELL)
-
-    # --- the session's link ---
-
-    @property
-    def socket(self) -> Any:
-        """Its socket.socket, for options."""
-        return self.stream.socket
-
-    @property
-    def tls(self) -> bool:
-        return self.stream.tls is not None
-
-    @property
-    def bytes_in(self) -> int:
-        return self.stream.bytes_in
-
-    @property
-    def bytes_out(self) -> int:
-        return self.stream.bytes_out
-
-    @property
-    def carrier(self) -> StreamCarrier | None:
-        """For the tracer; None on a Unix socket, behind which there is no route."""
-        if self._carrier is None:
-            self._carrier = self.door.exchange.carrier_of(self)
-        return self._carrier
-
-    def close(self, code: int, reason: str, retry_after: float | None = None) -> None:
-        """Say goodbye where the mode has a word for it, let what waits be written, and end."""
-        self.end(code, reason, retry_after)
-
-    def pause(self) -> None:
-        self.hold(Held.HUB)
-
-    def resume(self) -> None:
-        self.release(Held.HUB)
-
-    # --- for modes and the exchange ---
-
-    @property
-    def closing(self) -> bool:
-        return self._closing is not None
-
-    def hold(self, why: int) -> None:
-        """Read nothing more for this reason. What was read already is still handed over."""
-        if not self.held:
-            self.stream.pause()
-        self.held |= why
-
-    def release(self, why: int) -> None:
-        if self.held & why:
-            self.held &= ~why
-            if not self.held and self._closing is None:
-                self.stream.resume()
-
-    def fail(self, error: ProtocolError) -> None:
-        """The peer broke the rules."""
-        if not self.mode.settled:
-            self.door.exchange.rejected("handshake", self.session.address)
-        self.end(error.close or CloseCode.PROTOCOL, str(error))
-
-    def end(self, code: int, reason: str, retry_after: float | None = None, *, within: float = FAREWELL) -> None:
-        """`close`, with at most `within` seconds for what waits to be written. Once it ends, nothing changes that."""
-        if self._closing is not None:
-            return
-        self._closing = (code, reason)
-        exchange = self.door.exchange
-        self.outbox.finish(self.mode.farewell(code, reason[:MAX_REASON], retry_after) or b"")
-        exchange.forget(self, code, reason)
-        self.stream.close(reason, within=within)
-
-    def reconsider(self) -> None:
-        """The limits of its door have changed: what the old ones held back goes on as the new ones would have it."""
-        if self._earning is not None:
-            # what it owes is held against the new rate alone
-            self._earned()
-            if self.door.input_rate:
-                self._spend(0)
-            else:
-                self._bucket = None
-        self.outbox.reconsider()
-
-    def nudge(self) -> bool:
-        """Send a ping long enough to be traced by. False: this mode has none."""
-        ping = None if self._closing is not None else self.mode.ping(self.door.exchange.milliseconds(), padded=True)
-        return ping is not None and self.outbox.push(ping, 0)
-
-    # --- inside ---
-
-    def _spend(self, size: int) -> None:
-        door = self.door
-        reactor = door.exchange.reactor
-        bucket = self._bucket
-        if bucket is None:
-            bucket = self._bucket = Bucket(door.input_burst, reactor.now)
-        bucket.refill(reactor.now, door.input_rate, door.input_burst)
-        delay = bucket.spend(size, door.input_rate)
-        if delay > 0 and self._earning is None:
-            self.hold(Held.RATE)
-            self._earning = reactor.call_at(reactor.now + delay, self._earned)
-
-    def _earned(self) -> None:
-        timer, self._earning = self._earning, None
-        if timer is not None:
-            timer.cancel()
-            self.release(Held.RATE)
+    def look(self, now: float) -> None:
+        if self.session.token is None and self.door.exchange.granted(self):
+            # the hub has another configuration: the token's secret is another, or there is no such token
+            self.end(CloseCode.TRY_LATER, "the token of this listener has changed; come again", 1.0)
+        else:
+            super().look(now)

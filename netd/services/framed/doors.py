@@ -1,8 +1,4 @@
-"""A door: one listener as the connections that came by it see it. Pure; it outlives generations.
-
-Rule: what is read at every message (limits) stands here and is changed in place by `configure`, so that a reload holds
-for those who are here from their next message on; what a connection came with (its mode) it keeps.
-"""
+"""A door of framed TCP: one listener as the connections that came by it see it. Pure; it outlives generations."""
 
 from __future__ import annotations
 
@@ -10,6 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 from netd.hub.outbox import OutboxRules
 from netd.services.framed.protocol import Terms
+from netd.sessions import doors
+from netd.sessions.doors import set_rules
 from netd.wire.framing import FrameLimits
 from netd.wire.handshake import Nonces
 
@@ -55,15 +53,15 @@ class Strangers(Nonces):
         return super().check(key, nonce, ts, now)
 
 
-class Door:
+class Door(doors.Door):
     """Made by Exchange.door."""
 
+    exchange: Exchange
+    limits: FrameLimits
+
     def __init__(self, exchange: Exchange, address: str, interface: str | None) -> None:
-        self.exchange = exchange
-        self.address = address
-        self.interface = interface
-        self.frame_limits = FrameLimits()
-        self.rules = OutboxRules()
+        super().__init__(exchange, address, interface)
+        self.limits = FrameLimits()
         self.echo_rules = OutboxRules()
         """With room for what was read already when an echo stops reading: its own payloads overflow nothing."""
         self.terms = Terms()
@@ -77,12 +75,6 @@ class Door:
         """What it asks of those who come now."""
         self.listed: KeyFiles | None = None
         """The keys that it accepts by name; None: it takes any, or asks for none."""
-        self.input_rate = 0.0
-        self.input_burst = 0.0
-        self.idle_timeout = 0.0
-        self.ping_interval = 0.0
-        self.connections = 0
-        """Here now."""
         self._strangers: Strangers | None = None
 
     @property
@@ -101,19 +93,11 @@ class Door:
             self._strangers = None
             self.exchange.nonces.since = beginning(self.exchange)
 
-    def configure(self, config: FramedConfig) -> None:
-        """Take over the section's limits."""
-        self.frame_limits.max_frame = config.max_frame
-        for rules in (self.rules, self.echo_rules):
-            rules.bound = config.backpressure
-            rules.policy = config.slow_consumer
-            rules.rate = float(config.rate)
-            rules.burst = float(config.burst)
+    def configure(self, config: FramedConfig) -> None:  # type: ignore[override]
+        super().configure(config)
+        self.limits.max_frame = config.max_frame
         echo = self.echo_rules
+        set_rules(echo, config)
         high, low = echo.high, echo.low
         echo.bound = config.backpressure + config.max_frame + _MAX_READ
         echo.high, echo.low = high, low
-        self.input_rate = float(config.input_rate)
-        self.input_burst = float(config.input_burst or config.input_rate)
-        self.idle_timeout = config.idle_timeout
-        self.ping_interval = config.ping_interval

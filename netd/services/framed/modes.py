@@ -1,8 +1,9 @@
 """What becomes of a connection's payloads: operations, a channel, an echo. Pure; shared by all connections of a door.
 
     Opening --first frame--> Operations        messages.py's requests to the hub, JSON or MessagePack
-                         \\-> Plain             every payload is published to the session's channel
-                          \\-> Echo             every payload comes back
+                         \\-> ToChannel         every payload is published to the session's channel
+                          \\-> ToApplication    every payload goes to the application
+                           \\-> Echo            every payload comes back
 
 Rules:
 - a mode holds nothing of a connection: what is of one (its decoder, its channel) stands in the connection;
@@ -19,34 +20,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from netd.errors import ControlError, Denied, ProtocolError
 from netd.services.framed.connection import Held
 from netd.services.framed.protocol import FirstFrame, judge
 from netd.services.framed.templates import Template
+from netd.sessions import modes
+from netd.sessions.modes import serve_requests
+from netd.sessions.payloads import Others, Payloads, plain_bytes
 from netd.wire import messages
 from netd.wire.codecs import RAW, TEXT
 from netd.wire.framing import FrameDecoder, NoFraming, frame, frames
 from netd.wire.messages import (
-    BinaryEvent,
-    Broadcast,
+    Binary,
     Close,
     CloseCode,
-    Direct,
-    Message,
     Ping,
     Publish,
-    TextEvent,
+    Text,
     channel_fields,
     data_fields,
-    data_of,
     sniff,
 )
 
 if TYPE_CHECKING:
     from netd.hub.hub import Hub
-    from netd.hub.session import Encoder, Session
     from netd.services.framed.config import FramedListen
     from netd.services.framed.connection import Connection
     from netd.wire.codecs import Codec
@@ -71,40 +68,18 @@ ENCODERS: dict[Format, Framed] = {"json": Framed("json"), "messagepack": Framed(
 """One each, so that a message is encoded once for all who speak the format."""
 
 
-class Mode:
-    """The base: of payloads nothing is known, and nothing is said."""
+class Mode(modes.Mode):
+    """The base of framed's."""
 
-    name = ""
-    encoder: Encoder
-    """Of its sessions."""
-    settled = True
-    """False while the first frame is waited for."""
+    transport = "framed"
     needs_handshake = False
     """Without one it does not know what to do with a client."""
 
     def decoder(self, limits: FrameLimits) -> Any:
         return FrameDecoder(limits)
 
-    def opened(self, connection: Connection) -> None:
-        """The session is open and its handshake, if there was one, is known. Raises ProtocolError to refuse it."""
-
     def introduced(self, connection: Connection) -> None:
         """Its optional handshake came, after `opened`."""
-
-    def received(self, connection: Connection, data: bytes) -> None:
-        """Bytes came. Raises ProtocolError to end the connection."""
-        raise NotImplementedError
-
-    def pressure(self, connection: Connection, over: bool) -> None:
-        """More than half of what may wait for the client does, or less than an eighth again."""
-
-    def ping(self, ts: int, *, padded: bool = False) -> bytes | None:
-        """A harmless message, framed; None: the mode has none. `ts` is milliseconds since the epoch."""
-        return None
-
-    def farewell(self, code: int, reason: str, retry_after: float | None) -> bytes | None:
-        """The last message, framed; None: the mode has none."""
-        return None
 
 
 class Opening(Mode):
@@ -116,6 +91,7 @@ class Opening(Mode):
         self.then = then
         self.name = then.name
         self.encoder = then.encoder
+        self.pings = then.pings
 
     def decoder(self, limits: FrameLimits) -> FirstFrame:
         return FirstFrame()
@@ -139,7 +115,7 @@ class Opening(Mode):
         if self.then.needs_handshake:
             self.then.opened(connection)
         connection.mode = self.then
-        connection.decoder = self.then.decoder(door.frame_limits)
+        connection.decoder = self.then.decoder(door.limits)
         if rest and not connection.closing:
             self.then.received(connection, rest)
 
@@ -154,6 +130,7 @@ class Operations(Mode):
     """Requests of the message vocabulary, each answered by the hub."""
 
     name = "operations"
+    pings = True
     encoder: Framed
 
     def __init__(self, hub: Hub, format: Format) -> None:
@@ -165,17 +142,8 @@ class Operations(Mode):
         self.serve(connection, connection.decoder.receive(data))
 
     def serve(self, connection: Connection, payloads: list[bytes]) -> None:
-        session, hub, format = connection.session, self.hub, self.format
-        for payload in payloads:
-            try:
-                request = messages.decode_request(payload, format)
-            except ProtocolError as error:
-                hub.refuse(session, error, messages.ref_of(payload, format), size=len(payload))
-                continue
-            hub.handle(session, request, len(payload))
-            if connection.closing:
-                return
-        if connection.decoder.error is not None:
+        serve_requests(connection, self.hub, payloads, self.format)
+        if connection.decoder.error is not None and not connection.closing:
             raise connection.decoder.error
 
     def ping(self, ts: int, *, padded: bool = False) -> bytes:
@@ -254,55 +222,18 @@ class CheckedEcho(Echo):
             raise decoder.error
 
 
-class Plain:
+class Plain(Payloads):
     """hub.Encoder for sessions that get plain payloads: the data of messages, and of nothing else."""
 
     def __init__(self, codec: Codec, framing: str) -> None:
+        super().__init__()
         self._codec = codec
         self._framed = framing != "none"
-        self._last: tuple[Event | None, bytes | None] = None, None
 
-    def encode(self, event: Event) -> bytes | None:
-        """None for what a plain client is not told, and for data that the codec has no form for."""
-        # `Others` ask for the same event one after another
-        if self._last[0] is not event:
-            self._last = event, self._encode(event)
-        return self._last[1]
-
-    def _encode(self, event: Event) -> bytes | None:
-        if isinstance(event, (Message, Direct, Broadcast, BinaryEvent)):
-            data = data_of(event)
-        elif isinstance(event, TextEvent):
-            data = event.text
-        else:
-            return None
-        try:
-            payload = self._payload(data)
-        except ProtocolError:
-            return None
+    def written(self, data: Any) -> bytes:
+        plain = self._codec is RAW or self._codec is TEXT
+        payload = plain_bytes(data) if plain else self._codec.encode(data)
         return frame(payload) if self._framed else payload
-
-    def _payload(self, data: Any) -> bytes:
-        if self._codec is RAW or self._codec is TEXT:
-            if isinstance(data, bytes):
-                return data
-            return data.encode() if isinstance(data, str) else msgspec.json.encode(data)
-        return self._codec.encode(data)
-
-
-class Others:
-    """`Plain` for one session, without what that session published itself."""
-
-    __slots__ = ("_all", "_own")
-
-    def __init__(self, encoder: Plain, own: Session) -> None:
-        self._all = encoder
-        self._own = own
-
-    def encode(self, event: Event) -> bytes | None:
-        if type(event) is Message and event.from_ == self._own.id:
-            return None
-        return self._all.encode(event)
 
 
 class ToChannel(Mode):
@@ -357,10 +288,42 @@ class ToChannel(Mode):
             raise connection.decoder.error
 
 
+class ToApplication(Mode):
+    """Every payload is the application's, a worker's: text where the codec makes text of it. What that says comes as
+    payloads, as do direct messages and broadcasts."""
+
+    name = "worker"
+    encoder: Plain
+
+    def __init__(self, hub: Hub, codec: Codec, framing: str) -> None:
+        self.hub = hub
+        self.encoder = Plain(codec, framing)
+        self.decoder = NoFraming if framing == "none" else FrameDecoder  # type: ignore[method-assign]
+        self._codec = codec
+
+    def received(self, connection: Connection, data: bytes) -> None:
+        session, hub, decode = connection.session, self.hub, self._codec.decode
+        for payload in connection.decoder.receive(data):
+            value = decode(payload)
+            if isinstance(value, str):
+                hub.handle(session, Text(text=value), len(payload))
+            elif isinstance(value, bytes):
+                hub.handle(session, Binary(data64=value), len(payload))
+            else:
+                what = f"the codec {self._codec.name!r} makes {type(value).__name__} of it, no text and no bytes"
+                raise ProtocolError(f"cannot hand a payload to the application: {what}", close=CloseCode.INVALID)
+            if connection.closing:
+                return
+        if connection.decoder.error is not None:
+            raise connection.decoder.error
+
+
 def made(listen: FramedListen, codec: Codec | None, hub: Hub) -> Mode:
     """The mode of a listener, for those whose handshake is done. `codec` None: "auto"."""
     if listen.mode == "operations":
         return Sniffing(hub) if codec is None else Operations(hub, "json" if codec.name == "json" else "messagepack")
     if listen.mode == "channel":
         return ToChannel(hub, codec or RAW, listen.framing, Template(listen.channel), echo_own=listen.echo_own)
+    if listen.mode == "worker":
+        return ToApplication(hub, codec or RAW, listen.framing)
     return Echo(listen.framing) if codec in (None, RAW) else CheckedEcho(codec, listen.framing)

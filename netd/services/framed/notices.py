@@ -1,125 +1,36 @@
-"""What the framed service tells the host: notices on the bus, and from there SSE and `netctl framed`.
-
-Rules: plain values only (they become JSON as they are). Strangers cause all of them at will: so many a second of each
-kind are said, and `unsaid` tells how many were left out before one.
-"""
+"""What the framed service tells the host: the notices of a service with sessions, in its name."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from netd.budget import Bucket
-from netd.runtime.bus import Notice
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from netd.runtime.bus import Bus
-    from netd.services.framed.connection import Connection
-
-NOTICES = {"opened": 200.0, "closed": 200.0}
-"""Notices of a kind a second, and at once."""
-_OTHERS = 20.0
+from netd.sessions import notices
 
 
 @dataclass(frozen=True, kw_only=True)
-class FramedNotice(Notice):
-    """Base of the framed service's notices."""
-
+class Opened(notices.Opened):
     service: ClassVar[str] = "framed"
-    unsaid: int | None = None
-    """Notices of this kind left out before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opened(FramedNotice):
-    """A client was let in. `address` is "192.0.2.7:50312", "[2001:db8::1]:50312" or "unix:"."""
-
-    kind: ClassVar[str] = "opened"
-    session: str
-    address: str
-    listener: str
-    mode: str
+class Closed(notices.Closed):
+    service: ClassVar[str] = "framed"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Closed(FramedNotice):
-    """A client's connection ended. `code` is a close code, `why` a phrase."""
-
-    kind: ClassVar[str] = "closed"
-    session: str
-    address: str
-    code: int
-    why: str
+class Rejected(notices.Rejected):
+    service: ClassVar[str] = "framed"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rejected(FramedNotice):
-    """A client was not let in. `why` is a word of exchange.REJECTED."""
-
-    kind: ClassVar[str] = "rejected"
-    address: str
-    why: str
+class Backpressure(notices.Backpressure):
+    service: ClassVar[str] = "framed"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Backpressure(FramedNotice):
-    """More than half of what may wait for a client does: it reads more slowly than it is sent to. `queued` in bytes."""
-
-    kind: ClassVar[str] = "backpressure"
-    session: str
-    queued: int
+class Drain(notices.Drain):
+    service: ClassVar[str] = "framed"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Drain(FramedNotice):
-    """A client has read what waited, but for an eighth of what may."""
-
-    kind: ClassVar[str] = "drain"
-    session: str
-    queued: int
-
-
-class Teller:
-    """The exchange's Observer that puts all of it on the bus, as far as the bound allows."""
-
-    def __init__(self, bus: Bus, clock: Callable[[], float]) -> None:
-        """`clock` is monotonic."""
-        self._bus = bus
-        self._clock = clock
-        self._buckets: dict[str, Bucket] = {}
-        self._unsaid: dict[str, int] = {}
-
-    def opened(self, connection: Connection) -> None:
-        session = connection.session
-        self._tell(
-            Opened,
-            session=session.id,
-            address=session.address,
-            listener=session.listener,
-            mode=connection.mode.name,
-        )
-
-    def closed(self, connection: Connection, code: int, why: str) -> None:
-        session = connection.session
-        self._tell(Closed, session=session.id, address=session.address, code=int(code), why=why)
-
-    def rejected(self, why: str, address: str) -> None:
-        self._tell(Rejected, why=why, address=address)
-
-    def pressure(self, connection: Connection, over: bool) -> None:
-        kind = Backpressure if over else Drain
-        self._tell(kind, session=connection.session.id, queued=connection.outbox.size)
-
-    def _tell(self, kind: type[FramedNotice], **fields: object) -> None:
-        now, name = self._clock(), kind.kind
-        rate = NOTICES.get(name, _OTHERS)
-        bucket = self._buckets.get(name)
-        if bucket is None:
-            bucket = self._buckets[name] = Bucket(rate, now)
-        bucket.refill(now, rate, rate)
-        if bucket.draw(rate) > 0:
-            self._unsaid[name] = self._unsaid.get(name, 0) + 1
-            return
-        self._bus.publish(kind(unsaid=self._unsaid.pop(name, None), **fields))
+WORDS = notices.Vocabulary(Opened, Closed, Rejected, Backpressure, Drain)

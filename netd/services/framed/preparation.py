@@ -1,48 +1,30 @@
-"""What the framed service acquires before it serves: listeners, certificates, keys, codecs, verifiers.
-
-Rules:
-- everything that can fail fails here, as PrepareFailed with a sentence, and what was acquired is given back;
-- `check` asks the same functions, for who wants to know beforehand.
-"""
+"""What the framed service acquires before it serves: listeners and certificates, keys, codecs, verifiers."""
 
 from __future__ import annotations
 
-import socket
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
 from netd.errors import NetdError, PrepareFailed
-from netd.net import certificates
-from netd.net.certificates import Certificate
-from netd.net.linux import TCP_SAVE_SYN
 from netd.runtime.service import refusals
 from netd.services.framed import keys
 from netd.services.framed.arrival import load_verifier
 from netd.services.framed.keys import KeyFiles
+from netd.sessions.preparation import Prepared, certificate_of, check_tls, listener_of, prepare_each
 from netd.wire.codecs import codec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from netd.errors import ConfigProblem
+    from netd.net.certificates import Certificate
     from netd.runtime.listeners import Listener
     from netd.runtime.service import Context
     from netd.services.framed.arrival import Verifier
     from netd.services.framed.config import FramedConfig, FramedListen
     from netd.wire.codecs import Codec
-
-
-class PreparedFramed:
-    """What `prepare` acquired: bound listeners, certificates, keys, codecs, verifiers."""
-
-    def __init__(self, context: Context) -> None:
-        self.ways: list[PreparedListener] = []
-        self._context = context
-
-    def close(self) -> None:
-        self._context.listeners.release(abandon=True)
 
 
 class PreparedListener(NamedTuple):
@@ -56,28 +38,20 @@ class PreparedListener(NamedTuple):
     codec: Codec | None
 
 
+PreparedFramed = Prepared[PreparedListener]
+
+
 async def prepare(config: FramedConfig, context: Context) -> PreparedFramed:
     """Acquire everything that can fail. Raises PrepareFailed."""
-    prepared = PreparedFramed(context)
-    try:
-        for number, listen in enumerate(config.listen):
-            prepared.ways.append(await _prepare_one(listen, number, context))
-    except BaseException:
-        prepared.close()
-        raise
-    return prepared
+    return await prepare_each(config.listen, context, _prepare_one)
 
 
 async def _prepare_one(listen: FramedListen, number: int, context: Context) -> PreparedListener:
-    certificate = None
-    if listen.tls is not None:
-        certificate = await trio.to_thread.run_sync(partial(Certificate, listen.tls, number, service="framed"))
+    certificate = await certificate_of(listen, number, "framed")
     key_files = await trio.to_thread.run_sync(KeyFiles, listen.keys, number)
     verifier = await trio.to_thread.run_sync(verifier_of, listen)
     spoken = await trio.to_thread.run_sync(codec_of, listen)
-    options = [] if listen.address.startswith("unix:") else [(socket.IPPROTO_TCP, TCP_SAVE_SYN, 1)]
-    listener = await context.listeners.open(listen, options=options)
-    return PreparedListener(listener, listen, certificate, key_files, verifier, spoken)
+    return PreparedListener(await listener_of(listen, context), listen, certificate, key_files, verifier, spoken)
 
 
 def codec_of(listen: FramedListen) -> Codec | None:
@@ -108,8 +82,7 @@ def check(config: FramedConfig) -> Iterator[ConfigProblem]:
     """What `prepare` would refuse but for the listening itself. Blocks."""
     for number, listen in enumerate(config.listen):
         here = f"listen.{number}"
-        if listen.tls is not None:
-            yield from refusals(f"{here}.tls", partial(certificates.load, listen.tls, service="framed"))
+        yield from check_tls(listen, number, "framed")
         for index, file in enumerate(listen.keys):
             yield from refusals(f"{here}.keys.{index}", partial(keys.load, [file]))
         yield from refusals(f"{here}.verifier", partial(verifier_of, listen))

@@ -2,45 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-import httpx
 import pytest
 import trio
 import trio.testing
-from fastapi import Depends, FastAPI
 
 from netd.errors import NotFound
-from netd.net.rest import Access, Caller, known_query, render_errors, set_caller
 from netd.services.framed.api import router
 from netd.wire.handshake import plain
 from netd.wire.probes import SPAN
 from tests.services.framed.lab import eventually, listening, serving
-
-if TYPE_CHECKING:
-    from netd.services.framed.service import FramedService
-
-
-class Api:
-    """The router as the control API mounts it."""
-
-    def __init__(self, service: FramedService | None) -> None:
-        app = FastAPI(dependencies=[Depends(known_query)])
-        render_errors(app)
-        app.include_router(router(lambda: service), prefix="/v1/framed")
-        self._app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
-            set_caller(scope, Caller(None, Access.READ))
-        await self._app(scope, receive, send)
-
-    def client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(transport=httpx.ASGITransport(self), base_url="http://netd")
+from tests.sessions.api import api_of
 
 
 async def test_the_service_and_its_connections_over_rest() -> None:
-    async with serving(listening(), listening(mode="echo")) as house, Api(house.service).client() as api:
+    async with serving(listening(), listening(mode="echo")) as house, api_of("framed", router, house.service) as api:
         full, echo = await (await house.client(0)).hello(name="anna"), await house.client(1)
         await echo.send(b"12345678")
         assert await echo.next() == b"12345678"
@@ -60,7 +35,7 @@ async def test_the_service_and_its_connections_over_rest() -> None:
 
 
 async def test_a_stopped_service_shows_just_that() -> None:
-    async with Api(None).client() as api:
+    async with api_of("framed", router, None) as api:
         status = (await api.get("/v1/framed")).json()
         assert (status["running"], status["listeners"], status["sessions"]) == (False, [], 0)
         assert (await api.get("/v1/framed/connections")).json() == {"connections": [], "total": 0}

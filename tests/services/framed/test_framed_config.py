@@ -37,7 +37,7 @@ def test_every_field_says_what_it_is() -> None:
 @pytest.mark.parametrize(
     ("listen", "says"),
     [
-        ({"mode": "worker"}, "no worker room in this version"),
+        ({"mode": "worker", "codec": "json"}, "applications take text and bytes"),
         ({"mode": "operations", "codec": "cbor"}, "cannot use codec 'cbor' with mode 'operations'"),
         ({"framing": "none", "handshake": "none"}, "nothing says where a message ends"),
         ({"mode": "echo", "framing": "none"}, 'write handshake = "none"'),

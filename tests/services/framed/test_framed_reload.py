@@ -12,7 +12,6 @@ import trio
 
 from netd.hub.config import HubConfig, Token
 from netd.runtime.config import RestartPolicy
-from netd.services.framed import service
 from netd.services.framed.config import FramedConfig
 from netd.services.framed.notices import Closed
 from tests.services.framed.lab import OPEN, PATIENCE, Client, echoes, eventually, listening, serving, trusting
@@ -248,14 +247,6 @@ async def test_many_sessions_a_reload_of_limits_tokens_and_certificate_and_none_
         assert refused == len(plain)
         new = await house.client(1, tls=trusting(SECOND_CERTIFICATE))
         assert (await new.hello()).id
-
-
-def test_a_crowd_is_asked_to_come_back_one_after_another_and_a_few_at_once() -> None:
-    assert max(service._farewell(2)[2] for _ in range(100)) < 0.01
-    waits = sorted(service._farewell(5000)[2] for _ in range(1000))
-    assert 0 <= waits[0] < 1
-    assert 9 < waits[-1] <= 10
-    assert 4 < waits[500] < 6
 
 
 async def test_many_are_told_within_the_time_there_is() -> None:

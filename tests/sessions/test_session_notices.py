@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from netd.runtime.bus import Bus
-from netd.services.framed.notices import Rejected, Teller
+from netd.services.framed.notices import WORDS, Rejected
+from netd.sessions.notices import Teller
 
 
 def test_a_flood_of_rejections_is_told_as_a_trickle_that_says_what_it_leaves_out() -> None:
     bus, now = Bus(), 0.0
-    teller = Teller(bus, lambda: now)
+    teller = Teller(bus, lambda: now, WORDS)
     with bus.subscribe(Rejected) as told:
         for _ in range(1000):
             teller.rejected("address", "192.0.2.7:1")

@@ -1,4 +1,4 @@
-"""What framed connections ask of their sockets: keepalive (tcp(7)), send buffer (socket(7)), who is at the other end.
+"""What connections ask of their sockets: keepalive (tcp(7)), send buffer (socket(7)), who is at the other end.
 
 Rule: a limit that a reload changes is set on sockets that are there, too; what a socket does not have (a Unix socket
 has no keepalive) is left alone.
@@ -16,14 +16,14 @@ from netd.net.carrier import StreamCarrier
 from netd.net.linux import TCP_SAVED_SYN
 
 if TYPE_CHECKING:
-    from netd.services.framed.config import FramedConfig
-    from netd.services.framed.connection import Connection
+    from netd.sessions.config import SessionLimits
+    from netd.sessions.connection import Connection
 
 _PROBES = 3
 """Keepalive probes unanswered until the connection ends."""
 
 
-def tune(sock: socket.socket, config: FramedConfig) -> None:
+def tune(sock: socket.socket, config: SessionLimits) -> None:
     """Have `sock` follow the configuration. Raises OSError for a socket that is gone."""
     if config.send_buffer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, config.send_buffer)
@@ -52,7 +52,7 @@ def carrier_of(connection: Connection) -> StreamCarrier | None:
     syn = b""
     with suppress(OSError):
         syn = stream.socket.getsockopt(socket.IPPROTO_TCP, TCP_SAVED_SYN, 512)
-    return StreamCarrier(stream, syn, connection.nudge if connection.mode.name == "operations" else None)
+    return StreamCarrier(stream, syn, connection.nudge if connection.mode.pings else None)
 
 
 def credentials_of(sock: socket.socket) -> tuple[int, int] | None:

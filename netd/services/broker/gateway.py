@@ -1,0 +1,224 @@
+"""The gateway: all WebSockets and event streams of the broker. It outlives generations.
+
+    routes (ASGI) --handover--> enter -> Connection: a session of the hub, a stream of the reactor
+
+Rules, besides those of every exchange of sessions (netd/sessions/exchange.py):
+- `enter` is synchronous: between the answer to the handshake and the session there is no moment at which nobody has the
+  connection. Whatever goes wrong in it ends that connection and gives its place back;
+- what may be compressed once for many is: one encoder for each format and each way to compress.
+
+Left out: HTTP, and what is asked of a handshake (routes.py).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from netd.errors import Denied
+from netd.hub.grants import ANONYMOUS
+from netd.net.reactor import plain_socket
+from netd.net.tls import TlsStream
+from netd.services.broker.caller import Caller
+from netd.services.broker.connection import Connection
+from netd.services.broker.doors import Door
+from netd.services.broker.doorstep import Admitted, Doorstep
+from netd.services.broker.modes import OPERATIONS, Events, Operations, Plain
+from netd.services.broker.packing import Least, Packed, Packing, Singly
+from netd.services.broker.views import BrokerConnection
+from netd.sessions.exchange import REJECTED, Exchange
+from netd.sessions.service import farewell
+from netd.sessions.sockets import tune
+from netd.sessions.views import about
+from netd.wire.websocket import Decoder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from netd.hub.hub import Hub
+    from netd.hub.session import Encoder
+    from netd.hub.tokens import Grant
+    from netd.net.asgi import App, Handed
+    from netd.services.broker.config import BrokerConfig
+    from netd.services.broker.modes import Mode
+    from netd.wire.deflate import Agreed, Compressor
+
+_UNSETTLED = Operations()
+
+log = structlog.get_logger("netd.broker")
+
+
+class Gateway(Exchange[Connection, Door]):
+    """All connections of the broker that are sessions."""
+
+    reasons = REJECTED
+    hub: Hub
+    config: BrokerConfig
+    """Of the generation that answers for the sessions."""
+    draining: Any
+    """Of that generation (trio.Event)."""
+    host: Callable[[Doorstep, Any], None]
+    """Has its front door go on with a connection, and its socket."""
+    site: App
+    """What answers HTTP, and hands connections over."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.least = Least()
+        self._singly = Singly(self.reactor)
+        self._compressors: dict[tuple[int, int, int], Compressor] = {}
+        self._packed: dict[tuple[Encoder, Compressor], Packed] = {}
+        self.doorsteps: dict[Doorstep, None] = {}
+        """Connections that may become WebSockets at once, the oldest first."""
+
+    def make_door(self, address: str, interface: str | None) -> Door:
+        return Door(self, address, interface)
+
+    def refusal(self, mode: Mode, grants: Grant | None = None) -> Denied | None:
+        """Why a client with these grants may not have this mode, as far as permissions say; None: it may."""
+        permissions = self.hub.permissions
+        asker: Any = Caller("", "", grants or ANONYMOUS)
+        try:
+            if isinstance(mode, Events):
+                for channel in mode.channels:
+                    permissions.check(asker, "subscribe", channel)
+            elif isinstance(mode, Plain):
+                if mode.role != "pub":
+                    try:
+                        permissions.check(asker, "subscribe", mode.channel)
+                    except Denied:
+                        if mode.role == "sub":
+                            raise
+                    else:
+                        return None
+                permissions.check(asker, "publish", mode.channel)
+        except Denied as error:
+            return error
+        return None
+
+    def enter(
+        self,
+        door: Door,
+        handed: Handed | Admitted,
+        *,
+        address: str,
+        key: str,
+        mode: Mode,
+        grants: Grant | None = None,
+        deflate: Agreed | None = None,
+        name: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> Connection | None:
+        """Make a session of a connection that HTTP has handed over; its place (`places`, `key`) goes with it.
+
+        `address` is the client's as people write it, `deflate` what compression was agreed on. None: it could not be
+        had; it was told so as far as possible, and is closed.
+        """
+        stream: Any = handed.stream
+        tls = None
+        arrived = stream if isinstance(handed, Admitted) else None
+        if isinstance(stream, TlsStream):
+            tls, stream = stream.layer, stream.transport
+        sock = plain_socket(stream) if arrived is None else stream.socket
+        if isinstance(mode, Operations):
+            mode = OPERATIONS[mode.format] if mode.settled else _UNSETTLED
+        try:
+            tune(sock, self.config)
+            connection = Connection(door, mode, key)
+            encoder, outbox = mode.encoder, None
+            if deflate is not None:
+                connection.decoder = Decoder(door.limits, masked=True, inflate=deflate.decompressor())
+                if deflate.server_no_context_takeover:
+                    encoder = self._pack(encoder, self._compressor(deflate))
+                else:
+                    outbox = Packing(door.rules, self._singly, connection, deflate.compressor(), self.least)
+            self.seat(
+                connection,
+                sock,
+                address=address,
+                encoder=encoder,
+                rules=door.rules,
+                outbox=outbox,
+                tls=tls,
+                received=handed.received,
+                stream=arrived,
+                grants=grants or ANONYMOUS,
+                name=name,
+                tags=tags,
+            )
+        except (OSError, RuntimeError) as error:
+            self.rejected("gone" if isinstance(error, OSError) else "broken", address)
+            log.debug("cannot take over a connection", address=address, why=str(error))
+            if arrived is not None:
+                arrived.abort(str(error))  # its place goes with what it was before
+                return None
+            self.places.leave(key)
+            sock.close()
+            return None
+        try:
+            if isinstance(handed, Admitted):
+                connection.outbox.push(handed.head)
+                connection.outbox.left -= 1  # which is no message
+            if not self.welcome(connection):
+                return None
+            # its listener may have been removed, or the service stopped, while it arrived
+            if not self.leads_in(door):
+                connection.end(*farewell(len(self.orphans())))
+        except Exception:
+            self.rejected("broken", address)
+            log.exception("connection broke", address=address)
+            connection.stream.abort("internal error")
+            return None
+        return connection
+
+    def speak(self, connection: Connection, encoder: Encoder) -> None:
+        """Have a connection that has settled be spoken to so, and compressed as it was."""
+        session = connection.session
+        former = session.encoder
+        session.encoder = self._pack(encoder, former.compressor) if isinstance(former, Packed) else encoder
+
+    def view(self, connection: Connection) -> BrokerConnection:
+        return BrokerConnection(
+            transport=connection.mode.transport,
+            deflate=connection.deflated,
+            **about(connection, self.reactor.now, self.peer_of(connection.stream.socket)),
+        )
+
+    # --- the short way in ---
+
+    def to_doorstep(self, sock: Any, door: Door, address: str, host: str, key: str) -> None:
+        """Wait for the first request of a connection, whose place goes with it. Raises as `seat`."""
+        doorstep = Doorstep(self, door, address, host, key)
+        doorstep.stream = self.reactor.adopt(sock, doorstep, doorstep)
+        self.doorsteps[doorstep] = None
+
+    def left_doorstep(self, doorstep: Doorstep) -> None:
+        """It is a session, or HTTP's, or gone."""
+        self.doorsteps.pop(doorstep, None)
+
+    def to_front_door(self, doorstep: Doorstep) -> None:
+        """It is no WebSocket, or cannot be one at once."""
+        self.left_doorstep(doorstep)
+        if not doorstep.stream.closed:
+            self.host(doorstep, self.reactor.release(doorstep.stream))
+
+    def clear_doorsteps(self, before: float) -> None:
+        """Those who have waited since `before` (the reactor's clock) have waited long enough."""
+        while self.doorsteps and (oldest := next(iter(self.doorsteps))).since <= before:
+            del self.doorsteps[oldest]
+            oldest.late()
+
+    # --- inside ---
+
+    def _compressor(self, agreed: Agreed) -> Compressor:
+        way = agreed.server_max_window_bits, agreed.level, agreed.memory
+        if way not in self._compressors:
+            self._compressors[way] = agreed.compressor()
+        return self._compressors[way]
+
+    def _pack(self, encoder: Encoder, compressor: Compressor) -> Packed:
+        which = encoder, compressor
+        if which not in self._packed:
+            self._packed[which] = Packed(encoder, compressor, self.least)
+        return self._packed[which]

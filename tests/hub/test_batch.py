@@ -1,0 +1,252 @@
+"""Messages published in a row: the same as one after another, whatever is in their way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netd.hub.config import Namespace
+from netd.hub.outbox import Outbox, OutboxRules
+from netd.wire.messages import Message, Position, Publish, channel_fields, data_fields, data_of
+from tests.hub.room import Person, Room, config, public
+
+if TYPE_CHECKING:
+    from netd.hub.batch import Batch
+
+CHANNEL = b"public:a.b"
+
+
+class Lines:
+    """An encoder of the data alone."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def encode(self, event: Any) -> bytes | None:
+        if not isinstance(event, Message):
+            return None
+        data = data_of(event)
+        return (data.encode() if isinstance(data, str) else data) + b"\n"
+
+    def encode_many(self, batch: Batch) -> bytes:
+        self.calls += 1
+        return b"".join(payload + b"\n" for payload in batch.payloads)
+
+
+class Alone(Outbox):
+    """An outbox in which each message waits by itself."""
+
+    joins = False
+
+
+class Ready(Room):
+    """A room whose transport takes what may go out at once."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.sent: dict[Outbox, bytes] = {}
+
+    def send_at_once(self, outboxes: list[Outbox], data: bytes, messages: int) -> list[Outbox]:
+        first, others = outboxes[0], []
+        for outbox in outboxes:
+            if outbox.size or outbox.encoder is not first.encoder or outbox.rules is not first.rules:
+                others.append(outbox)
+                continue
+            outbox.left += messages
+            self.sent[outbox] = self.sent.get(outbox, b"") + data
+        return others
+
+
+def listener(room: Room, *channels: bytes, **more: Any) -> Person:
+    person = room.person(**more)
+    for channel in channels:
+        room.hub.subscribe(person.session, channel, checked=False)
+    return person
+
+
+def waiting(person: Person) -> list[bytes]:
+    sent = getattr(person.room, "sent", {}).pop(person.outbox, b"")
+    return [*([sent] if sent else []), *person.outbox.take(2**40, person.room.now)]
+
+
+def one_by_one(person: Person, channel: bytes, payloads: list[bytes], text: bool) -> None:
+    for payload in payloads:
+        data = data_fields(payload.decode() if text else payload)
+        person.room.hub.handle(person.session, Publish(**channel_fields(channel), **data), len(payload))
+
+
+def in_a_row(person: Person, channel: bytes, payloads: list[bytes], text: bool) -> None:
+    person.room.hub.publish_many(person.session, channel, payloads, text=text)
+
+
+def at_once(person: Person, channel: bytes, payloads: list[bytes], text: bool) -> None:
+    person.room.hub.publish_many(person.session, channel, payloads, text=text, last=True)
+
+
+LIMITS = st.fixed_dictionaries(
+    {},
+    optional={
+        "messages_per_second": st.sampled_from([1.0, 3.0, 100.0]),
+        "burst": st.sampled_from([2, 5]),
+        "bytes_per_second": st.sampled_from([4.0, 20.0]),
+    },
+)
+RULES = st.fixed_dictionaries(
+    {},
+    optional={
+        "rate": st.sampled_from([1.0, 4.0]),
+        "max_message": st.sampled_from([3, 8]),
+        "history_size": st.sampled_from([2, 100]),
+        "ephemeral": st.just(True),
+        "publish": st.just("token"),
+        "wildcards": st.just(True),
+    },
+)
+OUTBOX = st.builds(
+    OutboxRules,
+    st.sampled_from([8, 30, 5000]),
+    st.sampled_from(["disconnect", "drop-oldest", "drop-ephemeral"]),
+    st.sampled_from([0.0, 10.0]),
+)
+BATCHES = st.lists(
+    st.tuples(st.sampled_from([CHANNEL, b"public:*", b"none:a", b""]), st.lists(st.text(max_size=9), min_size=1)),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(LIMITS, RULES, st.lists(OUTBOX, min_size=3, max_size=3), BATCHES, st.booleans(), st.booleans())
+def test_in_a_row_is_one_after_another(limits, rules, outboxes, batches, text, deaf):
+    seen = []
+    for publish in (one_by_one, in_a_row, at_once):
+        lines, shared = Lines(), OutboxRules()
+        room = (Ready if publish is at_once else Room)(config(public(**rules), **limits))
+        author = listener(room, CHANNEL, encoder=lines)
+        author.session.deaf = deaf
+        people = [
+            author,
+            listener(room, CHANNEL, encoder=lines, rules=OutboxRules(*_spelled(outboxes[0]))),
+            listener(room, CHANNEL, rules=OutboxRules(*_spelled(outboxes[1]))),
+            listener(room, b"public:a.*", encoder=lines, rules=OutboxRules(*_spelled(outboxes[2]))),
+            listener(room, CHANNEL, encoder=lines, rules=shared),
+            listener(room, CHANNEL, encoder=lines, rules=shared),
+        ]
+        for channel, payloads in batches:
+            publish(author, channel, [payload.encode() for payload in payloads], text)
+        realm = room.hub.permissions.realm(CHANNEL)
+        taken = [b"".join(waiting(person)) for person in people]
+        ids = [person.session.id.encode() for person in people]
+        for position, each in enumerate(ids):
+            taken = [data.replace(each, b"<%d>" % position) for data in taken]
+        history = room.hub.histories.get(CHANNEL)
+        epoch = b"" if history is None else history.epoch.encode()
+        seen.append(
+            (
+                [data.replace(epoch, b"epoch") if epoch else data for data in taken],
+                [(p.session.messages_in, p.session.messages_out, p.session.refused, p.closed) for p in people],
+                [person.session.dropped for person in people],
+                (realm.published, realm.delivered, realm.refused),
+                (room.hub.published, room.hub.delivered),
+                history and [(entry.offset, entry.data) for entry in history.entries or ()],
+            )
+        )
+    assert seen[0] == seen[1] == seen[2]
+
+
+def _spelled(rules: OutboxRules) -> tuple[Any, ...]:
+    return rules.bound, rules.policy, rules.rate
+
+
+def test_a_row_is_encoded_once_and_waits_as_one_chunk():
+    room, lines = Room(), Lines()
+    author = room.person()
+    people = [listener(room, CHANNEL, encoder=lines) for _ in range(3)]
+    in_a_row(author, CHANNEL, [b"one", b"two"], text=True)
+    assert [waiting(person) for person in people] == [[b"one\ntwo\n"]] * 3
+    assert [person.session.messages_out for person in people] == [2] * 3
+    assert (lines.calls, room.hub.delivered) == (1, 6)
+    in_a_row(author, CHANNEL, [b"three"], text=True)  # behind something that waits
+    in_a_row(author, CHANNEL, [b"four", b"five"], text=True)
+    assert [waiting(person) for person in people] == [[b"three\n", b"four\nfive\n"]] * 3
+    assert [person.session.messages_out for person in people] == [5] * 3
+
+
+@pytest.mark.parametrize(("text", "data"), [(True, "\xe9"), (False, b"\xff")])
+def test_others_hear_each_with_its_offset(text: bool, data: str | bytes):
+    room = Room(config(public(history_size=2)))
+    author, other = room.person(), room.person(CHANNEL)
+    payload = data.encode() if isinstance(data, str) else data
+    room.hub.publish_many(author.session, CHANNEL, [payload, payload], text=text)
+    assert b"".join(waiting(other)).count(b'"offset"') == 2
+    page = room.hub.history(CHANNEL)
+    assert page is not None
+    assert [(each.data, each.offset, each.sender) for each in page.messages] == [
+        (data, 1, author.session.id),
+        (data, 2, author.session.id),
+    ]
+
+
+def test_what_may_go_out_at_once_does_and_the_rest_waits():
+    room, lines, rules = Ready(), Lines(), OutboxRules()
+    author = room.person()
+    people = [listener(room, CHANNEL, encoder=lines, rules=rules) for _ in range(3)]
+    slow = people[1]
+    slow.outbox.push(b"earlier\n")
+    at_once(author, CHANNEL, [b"one", b"two"], text=True)
+    assert list(room.sent) == [people[0].outbox, people[2].outbox]
+    assert waiting(slow) == [b"earlier\n", b"one\ntwo\n"]
+    assert [person.session.messages_out for person in people] == [2, 3, 2]
+    assert (lines.calls, room.hub.delivered) == (1, 6)
+
+
+def test_an_outbox_that_joins_nothing_gets_them_one_by_one():
+    room, lines = Room(), Lines()
+    author, other = room.person(), room.person(encoder=lines)
+    other.session.outbox = other.outbox = Alone(OutboxRules(), room, other)
+    other.outbox.encoder = lines
+    room.hub.subscribe(other.session, CHANNEL)
+    in_a_row(author, CHANNEL, [b"one", b"two"], text=True)
+    assert waiting(other) == [b"one\n", b"two\n"]
+
+
+def test_what_a_policy_drops_is_counted_by_message():
+    room, lines = Room(), Lines()
+    author = room.person()
+    other = listener(room, CHANNEL, encoder=lines, rules=OutboxRules(40, "drop-oldest"))
+    in_a_row(author, CHANNEL, [b"x" * 4] * 3, text=False)
+    in_a_row(author, CHANNEL, [b"y" * 4] * 6, text=False)
+    assert waiting(other) == [b"y" * 4 + b"\n"] * 6
+    assert (other.session.dropped, other.session.messages_out) == (3, 9)
+
+
+# --- who does not hear what it said itself ----------------------------------------------------------------------------
+
+
+def test_the_deaf_hear_the_others_only():
+    room = Room(config(public(history_size=5)))
+    deaf, other = room.person("public:a"), room.person("public:a")
+    deaf.session.deaf = True
+    deaf.ask(Publish(channel="public:a", data="own"))
+    other.ask(Publish(channel="public:a", data="other"))
+    in_a_row(deaf, b"public:a", [b"one", b"two"], text=True)
+    assert deaf.said() == ["other"]
+    assert [each.data for each in other.heard()] == ["one", "two"]
+    assert room.hub.delivered == 1 + 2 + 2
+
+
+def test_the_deaf_hear_nothing_of_their_own_through_patterns_or_later():
+    room = Room(config(Namespace(**{**public(history_size=5).model_dump(), "wildcards": True})))
+    deaf, other = room.person("public:a.*"), room.person("public:a.b")
+    deaf.session.deaf = True
+    in_a_row(deaf, CHANNEL, [b"own"], text=True)
+    room.hub.publish(CHANNEL, "server")
+    assert (deaf.said(), other.said()) == (["server"], ["own", "server"])
+    room.hub.unsubscribe(deaf.session, b"public:a.*")
+    history = room.hub.histories.get(CHANNEL)
+    assert history is not None
+    ok = deaf.hear(CHANNEL, recover=Position(history.epoch, 0))
+    assert ok.recovered
+    assert [data_of(each) for each in deaf.missed] == ["server"]
