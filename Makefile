@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test system-test check lint format types imports bench-trace bench-framed fuzz clean
+.PHONY: help setup demo run test system-test check lint format types imports bench-trace bench-framed bench-broker fuzz clean
 .PHONY: lock deb reproduce docs release
 
 help:  ## list the targets
@@ -53,6 +53,9 @@ bench-trace: $(READY)  ## time to the full path, against traceroute, mtr, tcptra
 
 bench-framed: $(READY)  ## CPU per message, latency, fan-out and memory of framed TCP, against C, node, uvloop, Trio
 	$(BIN)/python -m tests.bench.framed
+
+bench-broker: $(READY)  ## CPU per delivery, latency, accepts and memory of the broker, against C, nats, mosquitto, node, bun
+	$(BIN)/python -m tests.bench.broker
 
 fuzz: $(READY)  ## a minute of fuzzing for the parsers of frames, messages and handshakes (SECONDS=60)
 	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60)

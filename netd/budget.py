@@ -16,6 +16,7 @@ import ipaddress
 import math
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ _NEARLY = 1e-9
 """A refill that should have come to exactly one token may fall short of it by rounding."""
 
 
+@lru_cache(maxsize=4096)
 def address_key(address: str) -> str:
     """What counts as one address: "192.0.2.7" -> itself, "2001:db8::1" -> "2001:db8::/64".
 

@@ -40,6 +40,7 @@ import structlog
 import trio
 
 from netd import __version__, checks, logs, systemd
+from netd.backplane.service import service_type as backplane_service
 from netd.control.host import ConfigCheck, ConfigView, ReloadResult
 from netd.control.refusal import refuse_waiting
 from netd.control.scrape import service_type as metrics_service
@@ -63,10 +64,12 @@ from netd.runtime.supervisor import Supervisor
 from netd.section import Listen
 from netd.services.anomaly.checks import check as check_anomaly
 from netd.services.anomaly.service import service_type as anomaly_service
+from netd.services.broker.service import service_type as broker_service
 from netd.services.framed.preparation import check as check_framed
 from netd.services.framed.service import service_type as framed_service
 from netd.services.trace.checks import check as check_trace
 from netd.services.trace.service import service_type as trace_service
+from netd.services.worker.service import service_type as worker_service
 from netd.settings import Loaded, Settings, load, schema, stage_override
 from netd.settings.hidden import plain, redacted
 from netd.settings.hidden import shown as _shown
@@ -107,8 +110,11 @@ def _rooms(metrics: Metrics, tracer: Tracer, hub: Hub, reactor: Reactor) -> list
     """Every service there is, in the order they start."""
     return [
         metrics_service(metrics),
+        backplane_service(hub),  # before whatever says something through the hub
         replace(trace_service(tracer), check=check_trace),
+        worker_service(hub),  # before the services of sessions: it starts earlier and stops later
         replace(framed_service(hub, reactor), check=check_framed),
+        broker_service(hub, reactor),
         replace(anomaly_service(hub), check=check_anomaly),
     ]
 
@@ -201,6 +207,7 @@ class Daemon:
                 version=self.version,
                 metrics=self.metrics,
                 directory=self.settings.state_directory,
+                backplane=self.settings.backplane,
             )
             await self._messaging.restore()
             self.tracer = Tracer()
@@ -283,7 +290,10 @@ class Daemon:
         from netd.control.access import AccessPolicy, own_account
         from netd.control.app import create_app
 
-        policy = AccessPolicy(lambda: self.control_config, own_uid=own_account())
+        def code_uid() -> int | None:
+            return os.geteuid() if self.settings.worker.command and self.settings.worker.user is None else None
+
+        policy = AccessPolicy(lambda: self.control_config, own_uid=own_account(), code_uid=code_uid)
         outer.start_soon(policy.watch, self.health, self.bus.subscribe(Reloaded, buffer=1))
         app = create_app(self, outer, policy=policy)
 
@@ -297,16 +307,22 @@ class Daemon:
         return {"control": str(config.socket)}
 
     def routers(self) -> Sequence[tuple[str, APIRouter]]:
+        from netd.backplane import api as nodes_api
         from netd.services.anomaly import api as anomaly_api
+        from netd.services.broker import api as broker_api
         from netd.services.framed import api as framed_api
         from netd.services.trace import api as trace_api
+        from netd.services.worker import api as worker_api
 
         return [
             (
                 "/trace",
                 trace_api.router(lambda: self.service("trace"), self.tracer, self._store, lambda: self.settings.trace),
             ),
+            ("/nodes", nodes_api.router(lambda: self.service("backplane"), lambda: self.settings.hub.backplane)),
+            ("/worker", worker_api.router(lambda: self.service("worker"))),
             ("/framed", framed_api.router(lambda: self.service("framed"))),
+            ("/broker", broker_api.router(lambda: self.service("broker"))),
             ("/anomaly", anomaly_api.router(lambda: self.service("anomaly"))),
         ]
 

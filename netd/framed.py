@@ -535,11 +535,8 @@ class _Room(Room):
         super().__init__(cast("Any", server.hub), reactor)
         self._server = server
 
-    def exchange(self, context: Context) -> Exchange:
-        if self._exchange is None:
-            self._exchange = Exchange(self.reactor, self._server, hub=self._server.hub, clock=time.time)
-            self._exchange.changed = self.gone.unpark_all
-        return self._exchange
+    def make_exchange(self, context: Context) -> Exchange:
+        return Exchange(self.reactor, self._server, hub=self._server.hub, clock=time.time)
 
     def mode(self, listener: PreparedListener) -> Mode:
         return _Delivering(self._server, listener.codec or RAW, listener.listen.framing)

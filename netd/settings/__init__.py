@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from netd.backplane.config import BackplaneConfig
 from netd.control.config import ControlConfig, MetricsConfig
 from netd.errors import ConfigError, ConfigProblem
 from netd.hub.config import HubConfig
@@ -35,8 +36,10 @@ from netd.logs import LogConfig
 from netd.runtime.config import RestartPolicy
 from netd.section import OVERRIDE_FILE, Section, fixed
 from netd.services.anomaly.config import AnomalyConfig
+from netd.services.broker.config import BrokerConfig
 from netd.services.framed.config import FramedConfig
 from netd.services.trace.config import TraceConfig
+from netd.services.worker.config import WorkerConfig
 from netd.settings.overrides import stage_override
 from netd.settings.overrides import text_with as override_with
 from netd.settings.problems import ENV_PREFIX, by_place, explain, section_of
@@ -119,13 +122,19 @@ class Settings(Section, BaseSettings):
 
     # services, in the order they start
     metrics: MetricsConfig = _service(MetricsConfig)
+    backplane: BackplaneConfig = _service(BackplaneConfig)
     trace: TraceConfig = _service(TraceConfig)
+    worker: WorkerConfig = _service(WorkerConfig)
     framed: FramedConfig = _service(FramedConfig)
+    broker: BrokerConfig = _service(BrokerConfig)
     anomaly: AnomalyConfig = _service(AnomalyConfig)
 
     def services(self) -> dict[str, Section]:
         """Each service's name and section, in the order services start."""
-        return {name: getattr(self, name) for name in type(self).model_fields if _is_service(name)}
+        found: dict[str, Section] = {name: getattr(self, name) for name in type(self).model_fields if _is_service(name)}
+        if self.hub.backplane == "memory":  # a hub of one machine has nothing to talk to
+            found["backplane"] = self.backplane.model_copy(update={"enabled": False})
+        return found
 
     @classmethod
     def embedded(cls, values: Mapping[str, Any] | None = None) -> Self:
@@ -154,13 +163,21 @@ class Settings(Section, BaseSettings):
     def _empty_is_none(cls, values: Any) -> Any:
         return _without_empty(values, cls) if isinstance(values, dict) else values
 
-    @field_validator("control", mode="before")
+    @field_validator("control", "worker", mode="before")
     @classmethod
-    def _socket_from_here(cls, control: Any) -> Any:
+    def _socket_from_here(cls, section: Any) -> Any:
         # the section wants an absolute path; what "here" is, only the one who reads the configuration knows
-        if isinstance(control, dict) and isinstance(control.get("socket"), str | Path):
-            return {**control, "socket": os.path.abspath(control["socket"])}
-        return control
+        if isinstance(section, dict) and isinstance(section.get("socket"), str | Path):
+            return {**section, "socket": os.path.abspath(section["socket"])}
+        return section
+
+    @model_validator(mode="after")
+    def _workers_beside_control(self) -> Self:
+        control = self.control.socket
+        if self.worker.socket is None and control is not None:
+            name = "worker.sock" if control.name == "control.sock" else f"{control.stem}.worker.sock"
+            self.__dict__["worker"] = self.worker.model_copy(update={"socket": control.with_name(name)})
+        return self
 
     @classmethod
     def settings_customise_sources(

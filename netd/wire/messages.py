@@ -51,7 +51,7 @@ where the channel has a history; another epoch is another history.
     ping, pong   ts, pad?
     ok           ref?; subscribe: C, epoch?, offset?, recovered?, pattern?; publish, direct, broadcast: delivered?
                  (sessions); refresh: expires?
-    error        ref?, code, message: invalid, denied, not-found, too-large, rate, unsupported, too-many
+    error        ref?, code, message: invalid, denied, not-found, too-large, rate, unsupported, too-many, unavailable
     close        code? (1000), reason?, retry_after?: the connection ends behind it
 
 `recovered` is false where something after the position to recover from is gone, is too much, or may not be read by this
@@ -75,6 +75,10 @@ too (unsupported), and nothing is recovered (asked to, the ok has "recovered":fa
 not in its presence, and neither tells nor is told joined and left; presence and list of a pattern are those who
 subscribed to just that. When a reload makes a name a pattern, or no pattern any more, subscriptions to it end with an
 error that has C and no ref.
+
+Where several machines are one hub, messages of a channel that has a history come without an offset while these machines
+are out of touch. An ok without `ref`, with C, epoch and offset, then says where the channel is: nothing was missed, and
+what comes next has the offset after that. Before it, who comes back may be told "recovered":false.
 
 Codes of close are those of RFC 6455 section 7.4.1, and 4008 too slow a reader, 4009 replaced by another connection,
 4010 removed. After an error the connection stays.
@@ -189,7 +193,7 @@ class CloseCode(IntEnum):
     KICKED = 4010
 
 
-ERROR_CODES = ("invalid", "denied", "not-found", "too-large", "rate", "unsupported", "too-many")
+ERROR_CODES = ("invalid", "denied", "not-found", "too-large", "rate", "unsupported", "too-many", "unavailable")
 
 # what a double counts exactly, so that JavaScript reads the same number
 _Exact: TypeAlias = Annotated[int, Meta(ge=-(2**53) + 1, le=2**53 - 1)]

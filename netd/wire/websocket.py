@@ -204,6 +204,11 @@ class Decoder:
         self._message: _Unfinished | None = None
 
     @property
+    def inflates(self) -> bool:
+        """Whether messages may come compressed."""
+        return self._inflate is not None
+
+    @property
     def buffered(self) -> int:
         """Bytes held of what is not complete; at most what a message may have, and a control frame."""
         message = self._message

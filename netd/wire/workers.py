@@ -34,7 +34,7 @@ handler; `response` for a request. `done` takes several at once.
                        http_version? ("1.1")}
     < cancel           n: what it does is awaited no more (its time is up, its client has gone). It still has to end
     > done             n [numbers]
-    > response         n, response {status, headers? [[name, value], bin], body? (bin)}
+    > response         n, response {status? (200), headers? [[name, value], bin], body? (bin)}
 
     session            id, transport ("framed", "websocket", ...), address? (the client's "192.0.2.7:5000"), listener?,
                        name?, tags? {text: text}, opened? (seconds since the epoch), subject? (whom its token is for),
@@ -114,7 +114,7 @@ EXAMPLES, read by the tests, in the notation of Python. `>` worker to daemon, `<
     > {"type": "done", "n": [1, 2, 3]}
     < {"type": "request", "n": 4, "request": {"method": "POST", "target": "/auth?x=1", "headers": [[b"host", b"a"]],
        "body": b"{}", "client": "192.0.2.7:2"}}
-    > {"type": "response", "n": 4, "response": {"status": 200, "headers": [[b"content-type", b"text/plain"]],
+    > {"type": "response", "n": 4, "response": {"status": 201, "headers": [[b"content-type", b"text/plain"]],
        "body": b"OK"}}
     > {"type": "direct", "to": "tag:device=alpha", "data": {"level": 1}, "priority": 0}
     > {"type": "broadcast", "data": [1, 2.5, None], "ephemeral": True}

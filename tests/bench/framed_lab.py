@@ -107,9 +107,10 @@ def peers(shop: Workshop) -> dict[str, Peer]:
 
 
 class Workshop:
-    """A temporary directory with the compiled programs; which core is whose."""
+    """A temporary directory with the compiled programs of `sources`; which core is whose."""
 
-    def __init__(self) -> None:
+    def __init__(self, sources: Path = _SOURCES) -> None:
+        self._sources = sources
         cores = sorted(os.sched_getaffinity(0))
         self.load_core, self.server_core = cores[0], cores[-1]
         self.shared = len(cores) == 1
@@ -121,7 +122,7 @@ class Workshop:
             raise CannotMeasure("there is no C compiler, and the load generator is in C (apt: gcc)")
         self._temporary = tempfile.TemporaryDirectory(prefix="netd-bench-")
         self.directory = Path(self._temporary.name)
-        for source in sorted(_SOURCES.glob("*.c")):
+        for source in sorted(self._sources.glob("*.c")):
             command = [compiler, "-O2", "-o", self.program(source.stem), str(source)]
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_PATIENCE)
             if done.returncode:
