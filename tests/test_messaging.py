@@ -35,6 +35,10 @@ enabled = false
 [[framed.listen]]
 address = "127.0.0.1:0"
 """
+BROKER = """
+[[broker.listen]]
+address = "127.0.0.1:0"
+"""
 PUBLIC = """
 [[hub.namespace]]
 name = "public"
@@ -142,10 +146,14 @@ async def netctl(netd: NetdProcess, *arguments: str) -> str:
     return done.stdout.decode()
 
 
-async def framed_address(netd: NetdProcess) -> str:
+async def address_of(netd: NetdProcess, service: str) -> str:
     async with netd.client() as control:
         units = {unit["name"]: unit for unit in await control.services()}
-    return str(units["framed"]["addresses"][0])
+    return str(units[service]["addresses"][0])
+
+
+async def framed_address(netd: NetdProcess) -> str:
+    return await address_of(netd, "framed")
 
 
 @pytest.fixture
@@ -202,10 +210,11 @@ async def test_programs_and_netctl_talk_through_restarts_and_reloads(life):
 
 async def test_the_program_of_the_readme(life):
     examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    [example] = [text for text in examples if "FramedClient" in text]
-    async with life() as netd:
+    [example] = [text for text in examples if "BrokerClient" in text]
+    async with life(FRAMED + BROKER + PUBLIC) as netd:
         address = await framed_address(netd)
-        async with program(example.replace("127.0.0.1:9000", address)) as alpha, FramedClient(address) as client:
+        example = example.replace("127.0.0.1:3000", await address_of(netd, "broker"))
+        async with program(example) as alpha, FramedClient(address) as client:
             replies = await client.subscribe("public:replies")
             await until_there(netd, "alpha")
             await netctl(netd, "framed", "send", address, "--channel", "public:room", "hello")

@@ -118,7 +118,12 @@ def test_the_wheel_is_netd_and_nothing_else(built):
         assert {name.split("/")[0] for name in names} == {"netd", about}
         assert "netd/py.typed" in names
         kinds = {Path(name).suffix for name in names if name.startswith("netd/") and name != "netd/py.typed"}
-        assert kinds == {".py"}
+        assert kinds == {".py", ".js", ".ts"}
+        assert {name for name in names if not name.endswith(".py") and name.startswith("netd/")} == {
+            "netd/py.typed",
+            "netd/client/browser/netd.js",
+            "netd/client/browser/netd.d.ts",
+        }
         entry_points = wheel.read(f"{about}/entry_points.txt").decode()
         assert "netd = netd.__main__:main" in entry_points
         assert "netctl = netd.cli.main:main" in entry_points
