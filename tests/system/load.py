@@ -4,6 +4,7 @@
 
     framed, framed-tls     127.0.0.1:9000, [::1]:9000 or a path: a hello, its welcome, a ping and its pong
     websocket              an upgrade, the first message, and a close
+    broker                 an upgrade at /app, a message and its echo, and a close
     http                   ADDRESS/PATH: a GET; ADDRESS may be a Unix socket's path: /run/x.sock:/v1/status
     staying-framed, staying-websocket      as above, but --crowd clients that stay until the daemon ends them
     session                one FramedClient that comes back: it publishes to public:load, and hears itself
@@ -144,9 +145,11 @@ async def framed_tls(stream: trio.SocketStream) -> None:
     await framed(secured)
 
 
-async def websocket(stream: trio.SocketStream, answered: Callable[[], object] | None = None) -> None:
+async def websocket(
+    stream: trio.SocketStream, answered: Callable[[], object] | None = None, *, path: str = "/", first: bytes = b""
+) -> None:
     request = (
-        "GET / HTTP/1.1",
+        f"GET {path} HTTP/1.1",
         "Host: localhost",
         "Upgrade: websocket",
         "Connection: Upgrade",
@@ -160,6 +163,8 @@ async def websocket(stream: trio.SocketStream, answered: Callable[[], object] | 
     head, _, data = data.partition(b"\r\n\r\n")
     if not head.startswith(b"HTTP/1.1 101"):
         raise Told(head.splitlines()[0].decode())
+    if first:
+        await stream.send_all(first)
     while True:
         opcode, payload, data = await _websocket_frame(stream, data)
         if opcode == 8:
@@ -170,6 +175,10 @@ async def websocket(stream: trio.SocketStream, answered: Callable[[], object] | 
         if opcode == 9:
             await stream.send_all(bytes([0x8A, 0x80 | len(payload), 0, 0, 0, 0]) + payload)
     await stream.send_all(bytes([0x88, 0x82, 0, 0, 0, 0]) + struct.pack("!H", 1000))
+
+
+async def broker(stream: trio.SocketStream) -> None:
+    await websocket(stream, path="/app", first=bytes([0x81, 0x84, 0, 0, 0, 0]) + b"load")
 
 
 async def _websocket_frame(stream: trio.SocketStream, data: bytes) -> tuple[int, bytes, bytes]:
@@ -242,7 +251,12 @@ class Target:
             address, _, path = address.partition("/") if not address.startswith("/") else address.partition(":")
             self.exchange: Callable[[trio.SocketStream], Awaitable[None]] = partial(http, f"/{path.lstrip('/')}")
         else:
-            self.exchange = {"framed": framed, "framed-tls": framed_tls, "websocket": websocket}[kind]
+            self.exchange = {
+                "framed": framed,
+                "framed-tls": framed_tls,
+                "websocket": websocket,
+                "broker": broker,
+            }[kind]
         self.address = address
 
     async def one(self) -> None:

@@ -36,6 +36,9 @@ address_burst = 100000
 max_traces = 1000
 probes_per_second = 100000
 
+[broker]
+listen = [{address = "127.0.0.1:3000"}, {address = "[::1]:3000"}]
+
 [framed]
 listen = [
     {address = "127.0.0.1:9000"},
@@ -51,8 +54,8 @@ publish = "anyone"
 history = "anyone"
 history_size = 1000
 """
-LISTENERS = 9
-"""How many of them netd binds; the control socket is systemd's own."""
+LISTENERS = 12
+"""How many netd binds, the one for workers among them; the control socket is systemd's own."""
 
 
 def targets(machine) -> dict[str, str]:
@@ -63,6 +66,8 @@ def targets(machine) -> dict[str, str]:
         "framed-ipv6": "framed:[::1]:9000",
         "framed-tls": "framed-tls:127.0.0.1:9001",
         "framed-unix": f"framed:{root}/run/netd/framed.sock",
+        "broker": "broker:127.0.0.1:3000",
+        "broker-http": "http:[::1]:3000/healthz",
         "trace": "websocket:127.0.0.1:8080",
         "trace-ipv6": "websocket:[::1]:8080",
         "metrics": "http:127.0.0.1:9100/metrics",
@@ -269,9 +274,8 @@ def test_whoever_queues_is_served_by_the_next_life(netd, figure):
 
         def waiting():
             queues = netd.run("ss", "-Hnltx").stdout.splitlines()
-            return sum(
-                int(line.split()[2]) for line in queues if ":9" in line or ":8080" in line or "/run/netd" in line
-            )
+            ours = (":9", ":8080", ":3000", "/run/netd")
+            return sum(int(line.split()[2]) for line in queues if any(place in line for place in ours))
 
         netd.wait_until(lambda: waiting() >= len(wanted), "everybody in a queue")
         kill(netd)
