@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
-from netd.cli.output import console
+from netd.cli.output import Column, console, milliseconds, table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
 _STEP = math.log(1.01)
 
@@ -49,6 +49,15 @@ def quantiles(times: Times) -> dict[str, float | None]:
     """p50_ms, p99_ms, max_ms."""
     found = {"p50": times.quantile(0.5), "p99": times.quantile(0.99), "max": times.longest if times.count else None}
     return {f"{name}_ms": round(value * 1000, 4) if value is not None else None for name, value in found.items()}
+
+
+def print_measured(columns: list[Column], cells: Sequence[object], report: Mapping[str, Any]) -> None:
+    """A row of what was measured, and how long messages took."""
+    names = ("p50", "p99", "max")
+    out = console()
+    heads = [*columns, *(Column(f"{name} ms", "right") for name in names)]
+    row = (*cells, *(milliseconds(report[f"{name}_ms"]) for name in names))
+    out.print(table(heads, [row], width=out.width), crop=False)
 
 
 async def show_progress(count: Callable[[], int]) -> None:

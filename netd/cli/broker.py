@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from netd.cli.broker_dial import broker_options
+from netd.cli.broker_dial import bench_options, broker_options
 from netd.cli.channels import list_channels
 from netd.cli.connections import connections_command
 from netd.cli.data import message_options, read_data
@@ -108,14 +108,14 @@ def subscribe(channels: tuple[str, ...], **how: Any) -> None:
 @click.option("--window", type=click.IntRange(1, 65_536), default=64, show_default=True, help="In flight on each.")
 @click.option("--rate", type=click.FloatRange(0.1), metavar="N", help="Messages a second, of all together.")
 @click.option("--seconds", type=click.FloatRange(0.1, 3600), default=5.0, show_default=True, help="For how long.")
-@broker_options
+@bench_options
 @common_options
 def bench(**how: Any) -> None:
-    """How many messages a second are published and delivered, and how long each is on its way.
+    """How many messages a second are published and delivered, and how long each is on its way; in binary messages.
 
     This client is a Python process: with small messages it may be what is measured.
     """
     from netd.cli import broker_bench
     from netd.cli.dial import run
 
-    run(broker_bench.bench, as_json=invocation().json, **how)
+    run(broker_bench.bench, format="msgpack", as_json=invocation().json, **how)

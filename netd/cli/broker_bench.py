@@ -5,6 +5,7 @@
 Rules:
 - a message carries when it was sent: what a subscriber measures is from the write that carried it to the read that
   brought it, and includes the time in which this process was busy with other connections;
+- what a stranger says in the channel is not counted; it should be a channel of one's own;
 - publishers do not hear the channel; their own measure is the time to the daemon's confirmation;
 - WebSockets here are made of wire/websocket.py, which costs a tenth of what BrokerClient does a message.
 
@@ -26,12 +27,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from netd.cli.bench import Times, quantiles, show_progress
+from netd.cli.bench import Times, print_measured, quantiles, show_progress
 from netd.cli.broker_dial import client_of
-from netd.cli.output import Column, console, milliseconds, print_json, table
+from netd.cli.output import Column, print_json
 from netd.cli.output import size as readable_size
 from netd.cli.targets import channel_bytes
 from netd.client.broker_options import bearer
+from netd.client.connection import why
 from netd.client.link import dial
 from netd.client.refusals import refused_upgrade
 from netd.errors import DaemonUnreachable, RequestFailed
@@ -43,7 +45,11 @@ if TYPE_CHECKING:
     from netd.client.link import Link
 
 _HEAD = 64 * 1024
-_TIME = Struct("d")
+_TIME = Struct("8sd")
+"""Whose message it is, and when it was sent."""
+_PIECE = 1 << 20
+"""Bytes of messages that are made and written at once."""
+_ENDED = "cannot go on: the broker ended a connection"
 E = TypeVar("E")
 
 
@@ -97,7 +103,14 @@ class Socket:
         self._ready: deque[messages.Event] = deque()
 
     async def say(self, *requests: messages.Request) -> None:
-        await self.link.send(b"".join(map(framed, requests)))
+        await self.send(b"".join(map(framed, requests)))
+
+    async def send(self, data: bytes) -> None:
+        """DaemonUnreachable if the broker is gone."""
+        try:
+            await self.link.send(data)
+        except (trio.BrokenResourceError, ssl.SSLError) as error:
+            raise DaemonUnreachable(_ENDED) from error
 
     async def receive(self) -> list[messages.Event]:
         """All that has come, at least one. DaemonUnreachable at the end."""
@@ -107,7 +120,7 @@ class Socket:
             except (trio.BrokenResourceError, ssl.SSLError):
                 data = b""
             if not data:
-                raise DaemonUnreachable("cannot go on: the broker ended a connection")
+                raise DaemonUnreachable(_ENDED)
             if events := await self.take(data):
                 return events
 
@@ -119,9 +132,9 @@ class Socket:
                 case websocket.Messages(payloads=payloads):
                     found += [messages.decode_event(payload, "messagepack") for payload in payloads]
                 case websocket.Ping(payload=payload):
-                    await self.link.send(websocket.frame(websocket.PONG, payload, key=os.urandom(4)))
+                    await self.send(websocket.frame(websocket.PONG, payload, key=os.urandom(4)))
                 case websocket.Close(code=code, reason=reason):
-                    raise DaemonUnreachable(f"cannot go on: the broker closed a connection ({code}: {reason})")
+                    raise _closed(code, reason)
         if self._decoder.error is not None:
             raise self._decoder.error
         return found
@@ -144,7 +157,14 @@ def refuse(event: messages.Event) -> None:
     if isinstance(event, messages.Error):
         raise RequestFailed(event.code, f"cannot measure: the daemon says: {event.message}", status=403)
     if isinstance(event, messages.Close):
-        raise DaemonUnreachable(f"cannot go on: the broker closed a session ({event.code}: {event.reason})")
+        raise _closed(event.code, event.reason)
+
+
+def _closed(code: int, reason: str) -> DaemonUnreachable:
+    why = (
+        "; this client does not keep up: try a smaller --window, or a --rate" if code == messages.CloseCode.SLOW else ""
+    )
+    return DaemonUnreachable(f"cannot go on: the broker closed a connection ({code}: {reason}){why}")
 
 
 class Run:
@@ -158,6 +178,7 @@ class Run:
         self._size = size
         self._window = window
         self._patience = patience
+        self._mark = os.urandom(8)
         self._rest = bytes(size - _TIME.size)
         self._answered = trio.Event()
         self._began = self._ended = 0.0
@@ -171,9 +192,11 @@ class Run:
         link = await dial(url.peer, options)
         opened.callback(link.close)
         with trio.move_on_after(self._patience):
-            rest = await self._upgrade(link, dict(options.headers), token if options.token_in == "header" else None)
+            in_header = options.token_in == "header"
+            rest = await self._upgrade(link, dict(options.headers), token if in_header else None)
             socket = Socket(link, max(options.max_message, 2 * self._size))
-            await socket.say(messages.Hello(messages.VERSION, options.name, token, dict(options.tags) or None, ref=1))
+            shown = None if in_header else token
+            await socket.say(messages.Hello(messages.VERSION, options.name, shown, dict(options.tags) or None, ref=1))
             if rest:
                 await socket.take(rest)
             await socket.answer(messages.Welcome)
@@ -189,13 +212,16 @@ class Run:
         if token is not None:
             headers["Authorization"] = bearer(token)
         lines = [f"GET {url.target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
-        await link.send("\r\n".join([*lines, "", ""]).encode())
         data = b""
-        while b"\r\n\r\n" not in data and len(data) < _HEAD:
-            more = await link.receive()
-            if not more:
-                raise DaemonUnreachable(f"cannot begin at {url}: it ended the connection instead of answering")
-            data += more
+        try:
+            await link.send("\r\n".join([*lines, "", ""]).encode())
+            while b"\r\n\r\n" not in data and len(data) < _HEAD:
+                more = await link.receive()
+                if not more:
+                    raise DaemonUnreachable(f"cannot begin at {url}: it ended the connection instead of answering")
+                data += more
+        except (trio.BrokenResourceError, ssl.SSLError) as error:
+            raise DaemonUnreachable(f"cannot begin at {url}: {why(error)}") from error
         head, _, rest = data.partition(b"\r\n\r\n")
         status, *fields = head.split(b"\r\n")
         said = [(name.strip().lower(), value.strip()) for name, _, value in (field.partition(b":") for field in fields)]
@@ -236,9 +262,17 @@ class Run:
             now = time.perf_counter()
             for event in now_events:
                 if isinstance(event, messages.Message):
-                    self.heard.add(now - _TIME.unpack_from(messages.data_of(event))[0], 1)
+                    if (sent := self._sent_at(messages.data_of(event))) is not None:
+                        self.heard.add(now - sent, 1)
                 else:
                     refuse(event)
+
+    def _sent_at(self, data: object) -> float | None:
+        """When this message of ours was sent; None: it is somebody else's."""
+        if not isinstance(data, bytes) or len(data) != self._size:
+            return None
+        mark, sent = _TIME.unpack_from(data)
+        return sent if mark == self._mark else None
 
     async def publish(self, socket: Socket, interval: float | None) -> None:
         """Keep a window of messages under way, or send one every so many seconds, until cancelled."""
@@ -270,15 +304,16 @@ class Run:
             await trio.sleep_until(due)
 
     async def _send(self, socket: Socket, sent: deque[float], count: int) -> None:
-        now = time.perf_counter()
-        data = _TIME.pack(now) + self._rest
-        sent.extend([now] * count)
-        payload = messages.encode(messages.Publish(**self._fields, data64=data, ref=3), "messagepack")
-        pieces = [websocket.frame(websocket.BINARY, payload, key=os.urandom(4)) for _ in range(count)]
-        try:
-            await socket.link.send(b"".join(pieces))
-        except trio.BrokenResourceError as error:
-            raise DaemonUnreachable("cannot go on: the broker ended a connection") from error
+        most = max(1, _PIECE // self._size)
+        while count > 0:
+            now, part = time.perf_counter(), min(count, most)
+            payload = messages.encode(
+                messages.Publish(**self._fields, data64=_TIME.pack(self._mark, now) + self._rest, ref=3), "messagepack"
+            )
+            sent.extend([now] * part)
+            pieces = [websocket.frame(websocket.BINARY, payload, key=os.urandom(4)) for _ in range(part)]
+            await socket.send(b"".join(pieces))
+            count -= part
 
     def report(self, publishers: int, subscribers: int, rate: float | None) -> dict[str, Any]:
         seconds = max(self._ended - self._began, 1e-9)
@@ -300,17 +335,14 @@ class Run:
 
 
 def _print(report: dict[str, Any]) -> None:
-    out = console()
     columns = [Column("SIZE", "right", spare=3), Column("PUBLISHERS", "right", spare=1)]
     columns += [Column("SUBSCRIBERS", "right", spare=2), Column("PUBLISHED/S", "right", style="bold")]
     columns += [Column("DELIVERED/S", "right", style="bold")]
-    columns += [Column(f"{name} ms", "right") for name in ("p50", "p99", "max")]
-    row = (
+    cells = (
         readable_size(report["size"]),
         report["publishers"],
         report["subscribers"],
         f"{report['published_per_second']:,.0f}",
         f"{report['delivered_per_second']:,.0f}",
-        *(milliseconds(report[f"{name}_ms"]) for name in ("p50", "p99", "max")),
     )
-    out.print(table(columns, [row], width=out.width), crop=False)
+    print_measured(columns, cells, report)

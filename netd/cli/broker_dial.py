@@ -19,20 +19,30 @@ if TYPE_CHECKING:
 
 _FORMATS = {"json": "json", "msgpack": "messagepack"}
 
+_URL = click.option(
+    "--url", metavar="URL", help="ws://HOST:PORT or wss://HOST:PORT.  [default: the daemon's own broker]"
+)
+_FORMAT = click.option(
+    "--format", type=click.Choice(tuple(_FORMATS)), default="json", show_default=True, help="Text, or binary."
+)
 _OPTIONS = (
-    click.option("--url", metavar="URL", help="ws://HOST:PORT or wss://HOST:PORT.  [default: the daemon's own broker]"),
-    click.option("--format", type=click.Choice(tuple(_FORMATS)), default="json", help="Text, or binary."),
     *WHO,
     click.option("--token-file", metavar="FILE", type=FILE, help="The token is in FILE, read for every connection."),
     click.option(
-        "--token-in", type=click.Choice(("hello", "header")), default="hello", help="Where the token is shown."
+        "--token-in",
+        type=click.Choice(("hello", "header")),
+        default="hello",
+        show_default=True,
+        help="Where the token is shown.",
     ),
     click.option("--header", "headers", metavar="NAME:VALUE", multiple=True, help="A header of the upgrade (several)."),
     *WAY,
 )
 
-broker_options = give(_OPTIONS)
+broker_options = give((_URL, _FORMAT, *_OPTIONS))
 """Give a command the options of a connection."""
+bench_options = give((_URL, *_OPTIONS))
+"""The same for one that chooses its own format."""
 
 
 async def client_of(how: dict[str, Any], **more: Any) -> BrokerClient:

@@ -49,6 +49,7 @@ WAY = (
         "--timeout",
         type=click.FloatRange(0.01, 3600),
         default=10.0,
+        show_default=True,
         metavar="SECONDS",
         help="For connecting, and answers.",
     ),
@@ -136,7 +137,7 @@ def place_of(text: str) -> tuple[str | None, int]:
         return text[1:-1], 0
     if not colon or (":" in host and not host.startswith("[")):  # an IPv4 address, or a bare IPv6 one
         return text, 0
-    if not port.isdigit() or int(port) > 65535:
+    if not port.isascii() or not port.isdigit() or int(port[:6]) > 65535:
         raise click.UsageError(f"cannot bind to {text!r}: write ADDRESS or ADDRESS:PORT")
     return host.strip("[]") or None, int(port)
 

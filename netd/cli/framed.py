@@ -74,7 +74,7 @@ def send(address: str, data: str | None, **how: Any) -> None:
 
     DATA "-" or none is read from standard input.
     """
-    targets = [name for name in ("channel", "to", "broadcast") if how[name]]
+    targets = [name for name in ("channel", "to", "broadcast") if how[name] not in (None, False)]
     if len(targets) > 1:
         raise click.UsageError(f"give either --{targets[0]} or --{targets[1]}")
     if targets and how["answer"]:

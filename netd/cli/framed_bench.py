@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import trio
 
-from netd.cli.bench import Times, quantiles, show_progress
+from netd.cli.bench import Times, print_measured, quantiles, show_progress
 from netd.cli.framed_dial import client_of
-from netd.cli.output import Column, console, milliseconds, print_json, table
+from netd.cli.output import Column, print_json
 from netd.cli.output import size as readable_size
 from netd.client.framed_wire import first_payloads, load_signer
 from netd.client.link import dial
@@ -269,16 +269,13 @@ class _Sender:
 
 
 def _print(report: dict[str, Any]) -> None:
-    out = console()
     columns = [Column("SIZE", "right"), Column("CONNECTIONS", "right"), Column("WINDOW", "right")]
     columns += [Column("MSG/S", "right", style="bold"), Column("MB/S", "right")]
-    columns += [Column(f"{name} ms", "right") for name in ("p50", "p99", "max")]
-    row = (
+    cells = (
         readable_size(report["size"]),
         report["connections"],
         report["window"],
         f"{report['messages_per_second']:,.0f}",
         f"{report['megabytes_per_second']:,.2f}",
-        *(milliseconds(report[f"{name}_ms"]) for name in ("p50", "p99", "max")),
     )
-    out.print(table(columns, [row], width=out.width), crop=False)
+    print_measured(columns, cells, report)

@@ -17,8 +17,9 @@ import trio
 
 from netd.cli.data import operation_data, plain_value
 from netd.cli.framed_dial import client_of
+from netd.cli.message_view import writer
 from netd.cli.sending import deliver, pieces_of, print_report, repeated
-from netd.cli.talk import writer
+from netd.cli.targets import channel_bytes
 from netd.errors import DaemonUnreachable, ProtocolError, RequestFailed
 from netd.wire import messages
 from netd.wire.codecs import codec as codec_of
@@ -57,7 +58,7 @@ async def send(
     started = time.monotonic()
     report: dict[str, Any] = {"sent": total}
     code = 0
-    plain = not (channel or to or broadcast)
+    plain = channel is None and to is None and not broadcast
     if plain:
         name = how["codec"] or "raw"
         payloads = [codec_of(name).encode(plain_value(piece, name, form)) for piece in pieces]
@@ -70,9 +71,10 @@ async def send(
             counters = client.telemetry().counters
     else:
         values = [operation_data(piece, form) for piece in pieces]
+        where = channel_bytes(channel) if channel is not None else None
         async with client_of(address, how, reconnect=False) as client:
             report, code = await deliver(
-                client, values, count, channel=channel, to=to, priority=priority, ephemeral=ephemeral
+                client, values, count, channel=where, to=to, priority=priority, ephemeral=ephemeral
             )
             counters = client.telemetry().counters
     report |= {"bytes": counters.bytes_out, "seconds": round(time.monotonic() - started, 6)}

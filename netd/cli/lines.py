@@ -10,6 +10,7 @@ Rules:
 from __future__ import annotations
 
 import os
+import select
 import sys
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,13 @@ class Lines:
                 raise StopAsyncIteration
             self._take(await self._read())
         return self._ready.pop(0)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the next is here, or may be."""
+        return bool(self._ready) or (
+            self._descriptor is not None and bool(select.select([self._descriptor], [], [], 0)[0])
+        )
 
     def _take(self, data: bytes) -> None:
         self._rest += data

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from netd.cli.output import clock, counted, printable
+from netd.cli.output import clock, console, counted, print_json_line, printable, text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _SHOWN = 4096  # characters of a message on a line
 
@@ -104,6 +108,26 @@ def item_parts(item: Any) -> list[tuple[str, str]]:
         case _:
             parts = [(shown(item), "")]
     return [(f"{clock(time.time())}  ", "dim"), *parts]
+
+
+def writer(as_json: bool) -> Callable[[Any], None]:
+    """What prints anything that a client yields."""
+    if as_json:
+        return lambda item: print_json_line(item_json(item))
+    if sys.stdout.isatty():
+        out = console()
+        return lambda item: out.print(text(*item_parts(item)), soft_wrap=True)
+
+    def write(item: Any) -> None:
+        sys.stdout.write(item_line(item) + "\n")
+        sys.stdout.flush()
+
+    return write
+
+
+def client_json(client: Any) -> dict[str, Any]:
+    """A session as an object."""
+    return {"session": client.session, "name": client.name, "transport": client.transport, "tags": client.tags or {}}
 
 
 def client_rows(clients: list[Any]) -> list[tuple[str, ...]]:

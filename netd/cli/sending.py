@@ -13,6 +13,7 @@ import trio
 
 from netd.cli.dial import warn
 from netd.cli.output import counted, print_json, size
+from netd.errors import NetdError
 from netd.wire import messages
 
 if TYPE_CHECKING:
@@ -43,32 +44,54 @@ async def deliver(
     """Send each value `count` times: to a channel, to sessions, or to everybody. A report, and the exit code."""
     send: Callable[[Any, bool], Awaitable[int | None]] = (
         (lambda value, confirm: client.publish(channel, value, confirm=confirm, **more))
-        if channel
+        if channel is not None
         else (lambda value, confirm: client.direct(to, value, confirm=confirm, **more))
-        if to
+        if to is not None
         else (lambda value, confirm: client.broadcast(value, confirm=confirm, **more))
     )
     total, delivered, code = len(values) * count, None, 0
     report: dict[str, Any] = {"sent": total}
-    for number, value in enumerate(repeated(values, count), 1):
-        delivered = await send(value, number == total)
+    refusals = _Refusals(client)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(refusals.follow)
+        for number, value in enumerate(repeated(values, count), 1):
+            delivered = await send(value, number == total)
+        nursery.cancel_scope.cancel()
+    refusals.finish()
     if delivered is not None:
         report["delivered"] = delivered
-    if refused := _refusals(client):
-        report["refused"] = len(refused)
-        warn(f"{len(refused)} of {total} were refused: {refused[0].message}")
+    if refusals.count:
+        report["refused"] = refusals.count
+        warn(f"{refusals.count} of {total} were refused: {refusals.reason}")
         code = 1
     return report, code
 
 
-def _refusals(client: OperationsClient) -> list[messages.Error]:
-    """Errors for messages that nobody waited for. All are here: the confirmation came behind them."""
-    found: list[messages.Error] = []
-    with suppress(trio.WouldBlock, StopAsyncIteration):
-        while True:
-            if isinstance(event := client.receive_nowait(), messages.Error):
-                found.append(event)
-    return found
+class _Refusals:
+    """Errors for messages that nobody waited for, counted as they come: there may be as many as there are messages."""
+
+    def __init__(self, client: OperationsClient) -> None:
+        self.count = 0
+        self.reason = ""
+        """That of the first."""
+        self._client = client
+
+    async def follow(self) -> None:
+        """Until cancelled, or until the client has ended: its error reaches whoever sends."""
+        with suppress(NetdError):
+            async for event in self._client:
+                self._look(event)
+
+    def finish(self) -> None:
+        """Look at what is here. All have come: the confirmation of the last message was behind them."""
+        with suppress(trio.WouldBlock, StopAsyncIteration):
+            while True:
+                self._look(self._client.receive_nowait())
+
+    def _look(self, event: object) -> None:
+        if isinstance(event, messages.Error):
+            self.reason = self.reason or event.message
+            self.count += 1
 
 
 def print_report(report: dict[str, Any], *, as_json: bool, quiet: bool) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -15,8 +16,9 @@ import trio
 from netd.cli.data import operation_data
 from netd.cli.dial import warn
 from netd.cli.lines import lines_of_stdin
-from netd.cli.message_view import client_rows, item_json, item_line, item_parts
-from netd.cli.output import Column, console, print_json_line, printable, table, text
+from netd.cli.message_view import client_json, client_rows, writer
+from netd.cli.output import Column, console, print_json_line, printable, table
+from netd.cli.targets import channel_bytes
 from netd.client.subscription import Gap
 from netd.errors import ClientError, NetdError, RequestFailed
 from netd.wire import messages
@@ -75,31 +77,35 @@ def taken_from(how: dict[str, Any]) -> dict[str, Any]:
     return {name: how.pop(name) for name in names}
 
 
+_SAID = messages.Message | messages.Direct | messages.Broadcast | messages.TextEvent | messages.BinaryEvent
+
+
 def _counts(item: Any) -> bool:
-    """A message or a plain payload: no gap, and no event about something else."""
-    return isinstance(item, messages.Message) or not (isinstance(item, Gap) or hasattr(item, "__struct_fields__"))
+    """Something that somebody said: no gap, and no event about something else."""
+    return isinstance(item, _SAID) or not (isinstance(item, Gap) or hasattr(item, "__struct_fields__"))
 
 
 async def _subscribe(
     client: OperationsClient, channel: str, presence: bool, recover: Position | Literal["start"] | None
 ) -> Subscription:
+    name = channel_bytes(channel)
     if recover == "start":
-        kept = await client.history(channel)
+        kept = await client.history(name)
         first = kept.messages[0].offset if kept.messages else None
         recover = Position(kept.epoch, first - 1 if first else kept.offset)
-    return await client.subscribe(channel, recover=recover, presence=presence)
+    return await client.subscribe(name, recover=recover, presence=presence)
 
 
-async def say_states(client: OperationsClient) -> None:
+async def say_states(client: OperationsClient, say: Callable[[str], None] = warn) -> None:
     """What becomes of the connection, for the person who watches."""
     was_lost = False
     async for state in client.states():
         if state.name == "backoff":
             was_lost = True
-            warn(f"connection lost: {state.reason}; again in {state.seconds:.1f} s")
+            say(f"connection lost: {state.reason}; again in {state.seconds:.1f} s")
         elif state.name == "connected" and was_lost:
             was_lost = False
-            warn("connected again")
+            say("connected again")
 
 
 # --- connect ----------------------------------------------------------------------------------------------------------
@@ -118,22 +124,24 @@ async def connect(
     `plain`: what sends a line that is no operation. `prompt`: ask for lines, where a person sits at a terminal.
     """
     async with made as client, trio.open_nursery() as nursery:
-        talk = _Talk(client, plain, as_json, prompt and sys.stdin.isatty() and sys.stdout.isatty())
-        nursery.start_soon(say_states, client)
+        by_hand = sys.stdin is not None and sys.stdin.isatty()
+        talk = _Talk(client, plain, as_json, prompt and by_hand and sys.stdout.isatty() and not as_json)
+        nursery.start_soon(say_states, client, talk.warn)
         nursery.start_soon(talk.show)
         if plain is None:
             welcome = await client.hello()
             talk.remark(f"session {welcome.session} at {welcome.server} {welcome.version}; /help lists commands")
         talk.ask()
-        async for line in lines_of_stdin():
+        async for line in (lines := lines_of_stdin()):
             if not await talk.line(line):
                 break
-            talk.ask()
+            if not lines.waiting:  # typed ahead
+                talk.ask()
         else:
             await client.flush()
             await talk.quiet(linger)
         nursery.cancel_scope.cancel()
-    return 1 if talk.refused and not sys.stdin.isatty() else 0
+    return 1 if talk.refused and not by_hand else 0
 
 
 class _Talk:
@@ -151,6 +159,8 @@ class _Talk:
         self._as_json = as_json
         self._write = writer(as_json)
         self._prompts = prompts
+        self._asked = False
+        """Whether the line on which the cursor stands is our prompt."""
         self._patience = math.inf
         self._silence = trio.CancelScope()
         self._subscriptions: dict[str, tuple[Subscription, trio.CancelScope]] = {}
@@ -166,20 +176,30 @@ class _Talk:
     async def _follow(self, source: Any) -> None:
         async for item in source:
             self._silence.deadline = trio.current_time() + self._patience
-            self._make_way()
-            self._write(item)
-            self.ask()
+            self._beside(partial(self._write, item))
 
     def ask(self) -> None:
         """Show that a line may be typed, and where it would go."""
-        if self._prompts:
+        if self._prompts and not self._asked:
             sys.stdout.write(f"{printable(self._used or '')}> ")
             sys.stdout.flush()
+            self._asked = True
 
-    def _make_way(self) -> None:
-        """Take the prompt away: something has come. What was typed stays with the terminal."""
-        if self._prompts:
+    def _beside(self, write: Callable[[], None]) -> None:
+        """Have it written in place of the prompt, if that is there, and the prompt after it. What was typed stays with
+        the terminal.
+        """
+        asked, self._asked = self._asked, False
+        if asked:
             sys.stdout.write("\r\x1b[K")
+            sys.stdout.flush()
+        write()
+        if asked:
+            self.ask()
+
+    def warn(self, sentence: str) -> None:
+        """A remark on stderr."""
+        self._beside(lambda: warn(sentence))
 
     async def quiet(self, seconds: float) -> None:
         """Until nothing came for so long."""
@@ -194,6 +214,7 @@ class _Talk:
 
     async def line(self, line: bytes) -> bool:
         """One line of input; False: the person wants to leave."""
+        self._asked = False  # its end went to the terminal
         if self._plain is not None:
             await self._plain(line)
             return True
@@ -263,7 +284,8 @@ class _Talk:
             except RequestFailed as error:
                 if self._client.state.final:
                     raise
-                self._complain(f"{subscription.channel!r} was taken away: {error}")
+                why = f"{subscription.channel!r} was taken away: {error}"
+                self._beside(lambda: self._complain(why))
 
     async def _unsub(self, rest: str) -> None:
         (channel,) = _words(rest, "/unsub CHANNEL", 1)
@@ -319,11 +341,10 @@ class _Talk:
         self.remark("/quit")
 
     def _print_clients(self, clients: list[messages.Client]) -> None:
-        rows = client_rows(clients)
         if self._as_json:
-            keys = ("session", "name", "transport", "tags")
-            print_json_line({"event": "clients", "clients": [dict(zip(keys, row, strict=True)) for row in rows]})
+            print_json_line({"event": "clients", "clients": [client_json(each) for each in clients]})
             return
+        rows = client_rows(clients)
         out = console()
         columns = [Column("SESSION", style="bold"), Column("NAME", narrow="cut"), Column("TRANSPORT", spare=1)]
         out.print(table([*columns, Column("TAGS", narrow="wrap", spare=2)], rows, width=out.width), crop=False)
@@ -361,24 +382,9 @@ def _words(rest: str, usage: str, count: int, *, whole: bool = False) -> list[st
     """The command's words, the last one the rest of the line."""
     words = [rest] if whole and rest else rest.split(maxsplit=count - 1)
     if len(words) != count or (count == 1 and not whole and " " in rest):
-        raise click.UsageError(f"write {usage}")
+        raise click.UsageError(f"cannot do that: write {usage}")
     return words
 
 
 def _reached(delivered: int | None) -> str:
     return f" to {delivered}" if delivered is not None else ""
-
-
-def writer(as_json: bool) -> Callable[[Any], None]:
-    """What prints anything that a client yields."""
-    if as_json:
-        return lambda item: print_json_line(item_json(item))
-    if sys.stdout.isatty():
-        out = console()
-        return lambda item: out.print(text(*item_parts(item)), soft_wrap=True)
-
-    def write(item: Any) -> None:
-        sys.stdout.write(item_line(item) + "\n")
-        sys.stdout.flush()
-
-    return write

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,6 +11,8 @@ from netd.cli.dial import give
 
 if TYPE_CHECKING:
     from netd.wire.messages import Position
+
+_OFFSET = re.compile(r"[0-9]{1,15}")
 
 listen_options = give(
     (
@@ -21,7 +24,7 @@ listen_options = give(
             "--since",
             "recover",
             metavar="POSITION",
-            help='Begin after EPOCH:OFFSET, as a message shows it, or with all that the channel keeps: "start".',
+            help='Begin after EPOCH:OFFSET, which a message has with --json, or with all that is kept: "start".',
         ),
     )
 )
@@ -53,6 +56,7 @@ TALKING = """Talk by hand: lines go out, what comes is printed. Input may be a p
     /quit
 
     Other lines go to the daemon's application (which echoes them unless there is one).
+    What comes while you type is printed over your line, which is kept: Ctrl-R shows it again.
     """
 
 
@@ -72,6 +76,6 @@ def _position(text: str) -> Position:
     from netd.wire.messages import Position
 
     epoch, colon, offset = text.rpartition(":")
-    if not colon or not epoch or not offset.isdigit():
+    if not colon or not epoch or not _OFFSET.fullmatch(offset):
         raise click.UsageError(f'cannot recover from {text!r}: write EPOCH:OFFSET, or "start"')
     return Position(epoch, int(offset))

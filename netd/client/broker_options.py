@@ -85,7 +85,7 @@ class Options(ClientOptions):
     headers: Mapping[str, str] = field(default_factory=dict)
     """More headers of that request (a proxy between may want some)."""
     write_timeout: float = 20.0
-    """A peer that takes no byte for so long, while some wait for it, counts as lost."""
+    """A peer that takes so long for 16 KiB of what waits for it counts as lost."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,21 +6,19 @@ Not a part of the library: any WebSocket client speaks to /ws/{channel}.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from netd.client.broker_options import Options, agreed
 from netd.client.broker_wire import BrokerTransport
 from netd.client.connection import Connection
-from netd.client.inbox import Inbox
 from netd.client.operations import OperationsClient
+from netd.client.plain import PlainFace
 
 if TYPE_CHECKING:
     from typing import Unpack
 
     from netd.client.broker_options import BrokerOptions
-    from netd.client.connection import Loss
-    from netd.errors import NetdError
+    from netd.client.inbox import Inbox
 
 
 class PlainSocket(OperationsClient):
@@ -29,7 +27,7 @@ class PlainSocket(OperationsClient):
     def __init__(self, url: str, **options: Unpack[BrokerOptions]) -> None:
         where, self.options = agreed(url, Options(**options))
         super().__init__(where, self.options)
-        self._face = _Values(Inbox(self._account))
+        self._face = _Values(self._account)
         self._transport = BrokerTransport(where, self.options, plain=True)
         token = self.options.token
         self._transport.token = token if callable(token) else lambda: token  # type: ignore[assignment]
@@ -45,28 +43,8 @@ class PlainSocket(OperationsClient):
         return self._face.inbox
 
 
-class _Values:
-    """The connection's face: what comes is kept as it is."""
-
-    ready = True
-    heartbeat: float | None = None
-    silence: float | None = None
-    renews = math.inf
-
-    def __init__(self, inbox: Inbox[str | bytes]) -> None:
-        self.inbox = inbox
-
-    async def prepare(self) -> None:
-        pass
-
-    async def renew(self) -> None:
-        pass
-
-    def opening(self) -> list[bytes]:
-        return []
-
-    def ping(self) -> bytes:
-        raise NotImplementedError  # there is no heartbeat
+class _Values(PlainFace):
+    """What comes is kept as it is."""
 
     def received(self, payloads: list[bytes]) -> None:
         for payload in payloads:
@@ -74,9 +52,3 @@ class _Values:
                 self.inbox.put(payload.decode(), len(payload))
             except UnicodeDecodeError:
                 self.inbox.put(payload, len(payload))
-
-    def lost(self, loss: Loss) -> None:
-        pass
-
-    def closed(self, error: NetdError | None) -> None:
-        self.inbox.end(error)

@@ -22,21 +22,20 @@ Left out: the frames (framed_wire.py), TLS and sockets (link.py), scripts withou
 from __future__ import annotations
 
 import json
-import math
 from typing import TYPE_CHECKING, Any, Self
 
 import trio
 
-from netd.client.connection import Connection, Loss
+from netd.client.connection import Connection
 from netd.client.framed_options import DEFAULT_ADDRESS, FramedOptions, Options, parse_address
 from netd.client.framed_wire import FramedTransport
-from netd.client.inbox import Account, Inbox
 from netd.client.operations import OperationsClient
+from netd.client.plain import PlainFace
 from netd.client.queue import NORMAL
 from netd.client.session import Session
 from netd.client.state import State, Telemetry
 from netd.client.subscription import Gap, Subscription
-from netd.errors import NetdError, ProtocolError
+from netd.errors import ProtocolError
 from netd.wire.codecs import Codec, codec
 
 if TYPE_CHECKING:
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Unpack
 
+    from netd.client.inbox import Account, Inbox
     from netd.client.options import TokenSource
     from netd.wire import messages
 
@@ -165,30 +165,16 @@ class FramedClient(OperationsClient):
         return session
 
 
-class _Plain:
+class _Plain(PlainFace):
     """Plain payloads: what a client speaks before its first operation."""
 
-    ready = True
-    silence: float | None = None
-    heartbeat: float | None = None  # only what the user asked for
-    renews = math.inf
-
     def __init__(self, codec: Codec, account: Account, options: Options) -> None:
-        self.inbox: Inbox[Any] = Inbox(account)
+        super().__init__(account)
         self.used = False
         self.connection: Connection
         self._codec = codec
         self._discard = options.discard
         self._hides_pings = options.heartbeat is not None
-
-    async def prepare(self) -> None:
-        pass
-
-    async def renew(self) -> None:
-        pass
-
-    def opening(self) -> list[bytes]:
-        return []
 
     def ping(self) -> bytes:
         return json.dumps({"type": "ping", "ts": round(trio.current_time() * 1000)}, separators=(",", ":")).encode()
@@ -206,12 +192,6 @@ class _Plain:
                 self.inbox.put(error, len(payload))
             else:
                 self.inbox.put(value, len(payload))
-
-    def lost(self, loss: Loss) -> None:
-        pass
-
-    def closed(self, error: NetdError | None) -> None:
-        self.inbox.end(error)
 
 
 def _is_heartbeat(payload: bytes) -> bool:

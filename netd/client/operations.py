@@ -29,6 +29,7 @@ import trio
 from netd.client.inbox import Account
 from netd.client.queue import NORMAL
 from netd.client.state import State, Telemetry
+from netd.client.subscription import readable
 from netd.errors import NetdError, ProtocolError
 from netd.wire import messages
 
@@ -49,8 +50,7 @@ class OperationsClient:
     """One peer. Methods may run concurrently."""
 
     def __init__(self, address: Any, options: ClientOptions) -> None:
-        self.address = address
-        """For people: what str() of it gives."""
+        self._address = address
         self._options = options
         self._account = Account(options.inbox_messages, options.inbox_bytes)
         self._session: Session | None = None
@@ -93,7 +93,13 @@ class OperationsClient:
         self._nursery.cancel_scope.cancel()
         ours = error is not None and _cancelled(error)
         told = (type(error), error, error.__traceback__) if ours and error is not None else (None, None, None)
-        return await self._nurseries.__aexit__(*told) and ours
+        try:
+            return await self._nurseries.__aexit__(*told) and ours
+        except BaseExceptionGroup as group:  # what a function of the user's raised is theirs to catch by its kind
+            alone = _alone(group)
+            if alone is group:
+                raise
+        raise alone
 
     async def aclose(self) -> None:
         """Send what is queued, part in peace, and end; `linger` seconds at most. Leaving the `async with` does this."""
@@ -179,7 +185,7 @@ class OperationsClient:
         """
         fields = messages.channel_fields(_name(channel)) | messages.data_fields(data)
         fields |= {"priority": priority, "ephemeral": ephemeral}
-        return await self._deliver(f"publish to {channel!r}", messages.Publish, fields, priority, confirm)
+        return await self._deliver(f"publish to {_shown(channel)}", messages.Publish, fields, priority, confirm)
 
     async def direct(
         self, to: str, data: messages.Data, *, priority: int = NORMAL, ephemeral: bool = False, confirm: bool = True
@@ -213,7 +219,7 @@ class OperationsClient:
     async def presence(self, channel: str | bytes) -> list[messages.Client]:
         """Who is in a channel, where its namespace tracks that."""
         fields = messages.channel_fields(_name(channel))
-        answer = await self._ask(f"see who is in {channel!r}", messages.AskPresence, fields, repeatable=True)
+        answer = await self._ask(f"see who is in {_shown(channel)}", messages.AskPresence, fields, repeatable=True)
         return list(answer.clients)
 
     async def history(
@@ -222,7 +228,7 @@ class OperationsClient:
         """What a channel keeps, oldest first, after `since` if given; with the channel's epoch and newest offset."""
         fields = messages.channel_fields(_name(channel)) | {"since": since, "limit": limit}
         answer: messages.History = await self._ask(
-            f"read the history of {channel!r}", messages.AskHistory, fields, repeatable=True
+            f"read the history of {_shown(channel)}", messages.AskHistory, fields, repeatable=True
         )
         return answer
 
@@ -233,6 +239,11 @@ class OperationsClient:
         return trio.current_time() - started
 
     # --- how it goes --------------------------------------------------------------------------------------------------
+
+    @property
+    def address(self) -> Any:
+        """The peer; for people, what str() of it gives."""
+        return self._address
 
     @property
     def state(self) -> State:
@@ -318,6 +329,17 @@ class OperationsClient:
 
 def _name(channel: str | bytes) -> bytes:
     return channel.encode() if isinstance(channel, str) else bytes(channel)
+
+
+def _shown(channel: str | bytes) -> str:
+    return repr(readable(_name(channel)))
+
+
+def _alone(error: BaseException) -> BaseException:
+    """What a group of one comes down to."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def _cancelled(error: BaseException) -> bool:

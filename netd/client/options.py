@@ -116,7 +116,7 @@ class ClientOptions:
     token: str | TokenSource | None = field(default=None, repr=False)
     """What permits operations: a secret or a signed token. Or a function, which may be async, that gives one: it is
     called for every connection, for every `refresh`, and before the token that it gave expires. A NetdError of its is a
-    lost connection; anything else it raises ends the client."""
+    lost connection; anything else it raises ends the client, and comes out of its `async with`."""
 
     connect_timeout: float = 10.0
     """For everything until the connection can be used: look-up, connecting, TLS."""
@@ -156,7 +156,8 @@ class ClientOptions:
     server_name: str | None = None
     """The name the certificate must be for, when it is not the host of the address."""
     on_state: Callable[[State], None] | None = None
-    """Called with every change of the connection's state. It must not block; what it raises ends the client."""
+    """Called with every change of the connection's state. It must not block; what it raises ends the client,
+    and comes out of its `async with`."""
 
     def __post_init__(self) -> None:
         for name in ("connect_timeout", "answer_timeout", "keepalive", "idle_timeout", "heartbeat", "rate", "burst"):

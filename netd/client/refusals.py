@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from netd.client.state import MOST_AWAY
 from netd.errors import DaemonUnreachable, RequestFailed
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 _KINDS = {400: "invalid", 401: "denied", 403: "denied", 404: "not-found", 421: "denied", 426: "unsupported"}
 _LONGEST = 300
 """Characters of what the peer says."""
-_MOST_SECONDS = 3600.0
 
 
 def refused_upgrade(
@@ -60,4 +60,4 @@ def _shown(text: str) -> str:
 
 def _seconds(value: str | None) -> float | None:
     """Retry-After in seconds (RFC 9110 section 10.2.3); a date in it is nobody's habit, and means None."""
-    return min(float(value), _MOST_SECONDS) if value is not None and value.isascii() and value.isdigit() else None
+    return min(float(value), MOST_AWAY) if value is not None and value.isascii() and value.isdigit() else None

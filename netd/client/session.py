@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
@@ -27,7 +28,7 @@ from msgspec import UNSET
 from netd.client.connection import Loss
 from netd.client.inbox import Account, Inbox
 from netd.client.queue import NORMAL, Ticket
-from netd.client.state import Place, Way
+from netd.client.state import MOST_AWAY, Place, Way
 from netd.client.subscription import PLACES, Subscription, readable
 from netd.errors import DaemonUnreachable, NetdError, ProtocolError, RequestFailed
 from netd.wire import messages
@@ -79,6 +80,8 @@ RENEW_LEAST = 1.0
 """Seconds between two such at least, however short tokens are good for."""
 RENEW_AGAIN = 5.0
 """Seconds until that is tried again."""
+RENEW_SPREAD = 1.0
+"""Seconds within which a token that counts no more is replaced: all clients are told at once."""
 RECENT = 1024
 """Events kept for a user who has not begun to read them."""
 _SILENT_BEATS = 3.0
@@ -88,10 +91,12 @@ _SILENT_BEATS = 3.0
 class _Pending(Ticket):
     """A request whose answer somebody awaits."""
 
-    __slots__ = ("answer", "arrived", "payload", "priority", "repeatable", "what")
+    __slots__ = ("answer", "arrived", "moot", "payload", "priority", "repeatable", "what")
 
-    def __init__(self, what: str, payload: bytes, priority: int, repeatable: bool) -> None:
+    def __init__(self, what: str, payload: bytes, priority: int, repeatable: bool, moot: bool) -> None:
+        """`moot`: the end of its connection does as well."""
         super().__init__()
+        self.moot = moot
         self.what = what
         self.payload = payload
         self.priority = priority
@@ -138,6 +143,8 @@ class Session:
         self._refs = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
         self._subscribing: dict[int, Subscription] = {}
+        self._suspended: dict[Subscription, messages.Error] | None = None
+        """While a token that was lost is replaced: the subscriptions that went with it, and why."""
         self._patterns: list[Subscription] = []
         self._covering: dict[bytes, list[Subscription]] = {}
         """Of channels that were heard lately, the patterns that match."""
@@ -185,6 +192,10 @@ class Session:
             raise
         expires: float | None = getattr(answer, "expires", None)
         self._expires(expires)
+        again, self._suspended = self._suspended or {}, None
+        for subscription in again:
+            if self.subscriptions.get(subscription.name) is subscription:
+                self._ask(subscription)
         return expires
 
     async def renew(self) -> None:
@@ -194,6 +205,11 @@ class Session:
         except NetdError as error:
             self.events.put(messages.Error(code="denied", message=f"cannot refresh the token: {error}"), 0)
             self.renews = trio.current_time() + RENEW_AGAIN
+            lost, self._suspended = self._suspended or {}, None
+            for subscription, taken in lost.items():
+                if self.subscriptions.get(subscription.name) is subscription:
+                    self._forget(subscription.name)
+                    subscription.end(_failed(taken))
 
     def _expires(self, seconds: float | None) -> None:
         """The token is good for so long; None: for ever. Only a function gives another."""
@@ -232,10 +248,11 @@ class Session:
         *,
         priority: int = NORMAL,
         repeatable: bool = False,
+        moot: bool = False,
     ) -> Any:
         """Send it and return the answer. RequestFailed if that is an error, DaemonUnreachable if none comes."""
         ref, timeout = next(self._refs), self._options.answer_timeout
-        pending = _Pending(what, self._payload(what, build(ref)), priority, repeatable)
+        pending = _Pending(what, self._payload(what, build(ref)), priority, repeatable, moot)
         self._pending[ref] = pending
         self._await(+1)
         try:
@@ -315,7 +332,7 @@ class Session:
             await self.request(
                 f"unsubscribe from {subscription.channel!r}",
                 lambda ref: messages.Unsubscribe(**fields, ref=ref),
-                repeatable=True,
+                moot=True,
             )
 
     def _ask(self, subscription: Subscription) -> None:
@@ -456,6 +473,10 @@ class Session:
             elif event.channel is not UNSET or event.channel64 is not UNSET:
                 self._lose(messages.channel_of(event), event, size)
             else:
+                if event.refresh and self._source is not None:
+                    self._suspended = self._suspended or {}
+                    self.renews = trio.current_time() + random.uniform(0, RENEW_SPREAD)
+                    self.connection.changed()
                 self.events.put(event, size)
 
     def _level(self, channel: bytes, ok: messages.Ok) -> None:
@@ -467,6 +488,12 @@ class Session:
 
     def _lose(self, channel: bytes, error: messages.Error, size: int) -> None:
         """The daemon took a subscription away: what was heard can still be read, then the reader learns why."""
+        kept = self.subscriptions.get(channel)
+        if kept is not None and self._suspended is not None and error.code == "denied":
+            kept.live = False
+            self._suspended[kept] = error
+            self._reroute()
+            return
         subscription = self._forget(channel)
         if subscription is None:
             self.events.put(error, size)
@@ -510,13 +537,19 @@ class Session:
         self.renews = math.inf
         self.silence = self.heartbeat = None
         self._subscribing.clear()
+        self._suspended = None  # the next connection asks for all of them
         for subscription in self.subscriptions.values():
             subscription.live = False
         self._reroute()
         for pending in list(self._pending.values()):
-            if not pending.left or pending.arrived.is_set():
+            if pending.arrived.is_set():
                 continue
-            if pending.repeatable:
+            if pending.moot:  # asked again it might end what was subscribed to since
+                pending.withdrawn = True
+                pending.resolve(messages.Ok())
+            elif not pending.left:
+                continue
+            elif pending.repeatable:
                 pending.left = False
                 self.connection.put_again(pending.payload, pending.priority, pending)
             else:
@@ -561,4 +594,4 @@ def loss_of(close: messages.Close) -> Loss:
         return Loss(reason, ends=True)
     if close.code in FINAL:
         return Loss(reason, ends=True, error=RequestFailed(word, f"cannot go on: {reason}", status=403))
-    return Loss(reason, least=close.retry_after)
+    return Loss(reason, least=min(close.retry_after, MOST_AWAY) if close.retry_after is not None else None)

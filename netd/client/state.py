@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from netd.client.options import Reconnect
 
+MOST_AWAY = 3600.0
+"""Seconds that a daemon can ask a client to stay away."""
 RESUME_WITHIN = 60.0
 """Seconds after the end of a connection in which the daemon keeps a session for its return (hub.resume_seconds)."""
 
@@ -169,5 +171,5 @@ class Telemetry:
     unread_bytes: int
     subscriptions: int
     missed: int
-    """Events dropped because nobody read them (see FramedClient.__aiter__)."""
+    """Events dropped because nobody read them (see OperationsClient.__aiter__)."""
     counters: Counters = field(default_factory=Counters)

@@ -154,6 +154,11 @@ class SyncOperationsClient:
     # --- how it goes --------------------------------------------------------------------------------------------------
 
     @property
+    def address(self) -> Any:
+        """The peer; for people, what str() of it gives."""
+        return self._client.address
+
+    @property
     def state(self) -> State:
         """The connection's state now."""
         return self._client.state

@@ -303,12 +303,26 @@ def python_reference(directory: Path) -> None:
     )
     for name in MODULES:  # what a package imports when it is first asked for, pdoc would not find
         module = importlib.import_module(name)
-        vars(module).update({public: getattr(module, public) for public in getattr(module, "__all__", ())})
+        names = {public: getattr(module, public) for public in getattr(module, "__all__", ())}
+        vars(module).update(names)
+        for one in filter(inspect.isclass, names.values()):
+            _take_in(one, set(names.values()))
     specs = [spec for name in MODULES for spec in (name, f"!{re.escape(name)}\\.(?!{_kept(name)})")]
     pdoc.pdoc(*specs, output_directory=directory)
     for file in (*directory.rglob("*.html"), *directory.rglob("*.js")):
         text = file.read_text(encoding="utf-8")  # where a function lies in memory is another thing every time
         file.write_text(re.sub(r" at 0x[0-9a-f]{6,}", "", text), encoding="utf-8")
+
+
+def _take_in(one: type, shown: Iterable[object]) -> None:
+    """Make what a class has from a base that is not shown its own, or pdoc would leave it out."""
+    for base in one.__mro__[1:]:
+        if base in shown or not base.__module__.startswith("netd."):
+            continue
+        for name, value in vars(base).items():
+            method = inspect.isfunction(value) or isinstance(value, property)
+            if method and not name.startswith("_") and inspect.getattr_static(one, name) is value:
+                setattr(one, name, value)
 
 
 def _kept(name: str) -> str:

@@ -9,15 +9,32 @@ import re
 import signal
 import subprocess
 import sys
+from itertools import cycle
 
 import pytest
 import trio
 
 from netd.cli.broker_dial import url_of
-from netd.wire.messages import AskHistory, Broadcast, Direct, Error, Hello, History, Message, Ok, Publish
+from netd.client import BrokerClient
+from netd.client.session import RECENT
+from netd.wire.messages import (
+    AskHistory,
+    Broadcast,
+    Close,
+    CloseCode,
+    Direct,
+    Error,
+    Hello,
+    History,
+    Message,
+    Ok,
+    Publish,
+    Subscribe,
+    channel_of,
+)
 from tests.cli.test_cli_framed import CONNECTION, STATUS, hub, lines_of, words
 from tests.support.authority import Authority, serving
-from tests.support.brokerpeer import BrokerPeer
+from tests.support.brokerpeer import BrokerLink, BrokerPeer
 from tests.support.framedpeer import PATIENCE
 from tests.support.process import NetdProcess
 from tests.support.served import served
@@ -90,6 +107,11 @@ def test_where_clients_of_this_machine_connect(address, tls, url):
         ["subscribe", "--recover", "start"],
         ["subscribe", "a", "b", "--recover", "e:1"],
         ["subscribe", "a", "--recover", "x"],
+        ["subscribe", "a", "--recover", "e:²"],
+        ["subscribe", "a", "--recover", "e:" + 5000 * "9"],
+        ["publish", "a", "x", "--url", "ws://h:1", "--bind", "127.0.0.1:²"],
+        ["publish", "a", "x", "--url", "ws://h:1", "--bind", "127.0.0.1:" + 5000 * "9"],
+        ["bench", "--format", "json"],
         ["connect", "--echo"],
         ["bench", "--size", "1"],
     ],
@@ -110,6 +132,20 @@ def test_a_refused_upgrade_is_one_sentence_with_the_rule(netctl):
         said = netctl("broker", "publish", "a", "x", "--url", url, "--token", "t", "--token-in", "header")
     assert said.exit_code == 77
     assert said.stderr == f"netctl: cannot connect to {url}/ws: it answers 401: no such token (hub.token)\n"
+
+
+def test_a_refused_channel_is_one_sentence_with_the_rule(netctl):
+    async def refuse(peer):
+        request, _ = await peer.offer()
+        body = b'{"error": {"kind": "denied", "message": "cannot subscribe (hub.namespace.1.subscribe)"}}'
+        await request.reject(403, extra_headers=[(b"content-type", b"application/json")], body=body)
+
+    with served(BrokerPeer(), refuse) as url:
+        said = netctl("broker", "connect", "--plain", "staff:a", "--url", url)
+    assert said.exit_code == 77
+    assert said.stderr == (
+        f"netctl: cannot connect to {url}/ws/staff:a: it answers 403: cannot subscribe (hub.namespace.1.subscribe)\n"
+    )
 
 
 def test_nobody_there(netctl):
@@ -160,6 +196,39 @@ def test_publish_tells_of_refusals(netctl):
     assert said.exit_code == 1
     assert json.loads(said.stdout)["refused"] == 1
     assert "1 of 2 were refused: cannot publish to 'a'" in said.stderr
+
+
+def test_however_many_are_refused_are_counted(netctl):
+    """More than a client keeps of what nobody reads."""
+    many = RECENT + 500
+
+    async def script(peer):
+        link = await peer.accept()
+        await link.welcome()
+        for _ in range(many):
+            await link.request(Publish)
+        for _ in range(0, many, 100):
+            await link.say(*100 * [Error(code="denied", message="cannot publish")])
+        request = await link.request(Publish)
+        await link.say(Ok(ref=request.ref, delivered=0))
+        await link.ended()
+
+    with served(BrokerPeer(), script) as url:
+        said = netctl("broker", "publish", "a", "x", "--count", str(many + 1), "--url", url, "--json")
+    assert json.loads(said.stdout)["refused"] == -(-many // 100) * 100
+
+
+def test_an_empty_name_is_not_everybody(netctl):
+    async def script(peer):
+        link = await peer.accept()
+        await link.welcome()
+        with pytest.raises(trio.EndOfChannel):
+            raise AssertionError(await link.request(Publish))
+
+    with served(BrokerPeer(), script) as url:
+        said = netctl("broker", "publish", "", "x", "--url", url)
+    assert said.exit_code != 0
+    assert "cannot publish to" in said.stderr
 
 
 def test_publish_in_messagepack_and_as_json_value(netctl):
@@ -216,6 +285,34 @@ def test_subscribe_without_a_channel_shows_what_is_sent_to_this_session(netctl):
     with served(BrokerPeer(), script) as url:
         said = netctl("broker", "subscribe", "--url", url)
     assert lines_of(said.stdout) == ["direct  s-2  psst", "broadcast  s-2  all"]
+
+
+def test_count_is_of_whatever_is_said(netctl):
+    async def script(peer):
+        link = await peer.accept()
+        await link.welcome()
+        await link.say(Error(code="rate", message="cannot"), Broadcast("s-2", data="1"), Direct("s-2", data="2"))
+        await link.ended()
+
+    with served(BrokerPeer(), script) as url:
+        said = netctl("broker", "subscribe", "--count", "2", "--url", url)
+    assert lines_of(said.stdout)[1:] == ["broadcast  s-2  1", "direct  s-2  2"]
+
+
+def test_a_channel_that_is_no_text(netctl):
+    async def script(peer):
+        link = await peer.accept()
+        await link.welcome()
+        request = await link.request(Subscribe)
+        seen.append(channel_of(request))
+        await link.say(Ok(ref=request.ref), Message(channel64=b"a\xff", data="hi"))
+        await link.ended()
+
+    seen = []
+    with served(BrokerPeer(), script) as url:
+        said = netctl("broker", "subscribe", "a\udcff", "--count", "1", "--url", url)
+    assert seen == [b"a\xff"]
+    assert said.exit_code == 0, said.output
 
 
 def test_wss_with_an_authority_of_ones_own(netctl, tmp_path):
@@ -283,6 +380,41 @@ def test_connect_plain_is_a_channel_and_nothing_else():
     ]
 
 
+def test_connect_as_json_shows_who_is_there():
+    with served(BrokerPeer(), hub) as url:
+        said = connect(url, "/list\n/pub\n", "--json")
+    clients, error = (json.loads(line) for line in said.stdout.splitlines())
+    assert clients["clients"][0] == {
+        "session": "s-2",
+        "name": "beta",
+        "transport": "framed",
+        "tags": {"site": "lab"},
+    }
+    assert error == {"event": "error", "message": "cannot do that: write /pub CHANNEL TEXT"}
+
+
+def test_connect_without_standard_input():
+    with served(BrokerPeer(), hub) as url:
+        command = f"exec {sys.executable} -W error -m netd.cli.main broker connect --linger 0 --url {url} <&-"
+        said = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (said.returncode, said.stderr) == (0, "")
+
+
+def test_a_terminal_that_is_gone_is_the_end_of_input():
+    with served(BrokerPeer(), hub) as url:
+        screen, inner = pty.openpty()
+        command = [sys.executable, "-W", "error", "-m", "netd.cli.main", "broker", "connect", "--url", url]
+        process = subprocess.Popen(
+            command, stdin=inner, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        os.close(inner)
+        assert process.stdout is not None
+        assert b"/help lists commands" in process.stdout.readline()
+        os.close(screen)
+        said, _ = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, said) == (0, b"")
+
+
 def test_connect_on_a_terminal_prompts_and_leaves_at_ctrl_c():
     with served(BrokerPeer(), hub) as url:
         screen, inner = pty.openpty()
@@ -304,6 +436,11 @@ def test_connect_on_a_terminal_prompts_and_leaves_at_ctrl_c():
         os.write(screen, b"/use\n")
         os.write(screen, b"hello app\n")
         read_until("application  hello app\r\n> ")
+        assert "> > " not in written
+        os.write(screen, b"half a li")
+        read_until("half a li$")
+        os.write(screen, b"\x12")  # Ctrl-R, as --help says
+        read_until("\\^R\r\nhalf a li$")
         assert "\x1b[32mapplication" in written
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 130
@@ -320,6 +457,54 @@ def test_help_imports_no_websocket():
 
 
 # --- bench ------------------------------------------------------------------------------------------------------------
+
+
+def test_bench_says_what_to_do_where_it_does_not_keep_up(netctl):
+    async def script(peer):
+        link = await peer.accept()
+        await link.welcome()
+        await link.say(Close(CloseCode.SLOW, "did not read"))
+        await link.close(CloseCode.SLOW, "did not read")
+
+    with served(BrokerPeer(format="messagepack"), script) as url:
+        said = netctl("broker", "bench", "--subscribers", "1", "--url", url)
+    assert said.exit_code == 69
+    assert "(4008: did not read); this client does not keep up: try a smaller --window" in said.stderr
+
+
+@pytest.mark.parametrize("when", ["before the upgrade", "after it", "after the welcome"])
+def test_bench_tells_of_a_broker_that_is_gone(netctl, when):
+    async def script(peer):
+        if when == "before the upgrade":
+            stream = await peer.stream()
+            await stream.receive_some(1)
+            await trio.aclose_forcefully(stream)
+            return
+        link = await peer.accept()
+        if when == "after the welcome":
+            await link.welcome()
+        await link.abort()
+
+    with served(BrokerPeer(format="messagepack"), script) as url:
+        said = netctl("broker", "bench", "--subscribers", "1", "--url", url)
+    assert said.exit_code == 69, said.output
+    assert said.stderr.startswith("netctl: cannot ")
+
+
+def test_bench_shows_its_token_once(netctl):
+    seen = []
+
+    async def script(peer):
+        request, stream = await peer.offer()
+        ws = await request.accept(subprotocol="netd.msgpack")
+        link = BrokerLink(ws, stream, "messagepack")
+        seen.append((dict(request.headers)[b"authorization"], (await link.welcome()).token))
+        await link.close(1000)
+
+    with served(BrokerPeer(format="messagepack"), script) as url:
+        netctl("broker", "bench", "--subscribers", "1", "--url", url, "--token", "t", "--token-in", "header")
+    assert seen == [(b"Bearer t", None)]
+
 
 TOML = """
 [trace]
@@ -347,12 +532,26 @@ async def test_bench_measures_a_daemon(tmp_path):
             with trio.fail_after(PATIENCE):
                 return await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
 
+        async with netd.client() as control:
+            port = (await control.broker())["listeners"][0]["address"].rpartition(":")[2]
         said = await bench("--subscribers", "3", "--window", "4", "--size", "16", "--json")
         report = json.loads(said.stdout)
         assert report["published"] > 0
         assert report["delivered"] > report["published"]
         assert report["measured"] == "delivery"
         assert 0 < report["p50_ms"] <= report["p99_ms"] <= report["max_ms"]
+        async with BrokerClient(f"ws://127.0.0.1:{port}") as stranger, trio.open_nursery() as nursery:
+
+            async def talk() -> None:
+                for data in cycle(("text", b"short", bytes(16))):
+                    await stranger.publish("public:bench", data)
+
+            nursery.start_soon(talk)
+            said = await bench("--subscribers", "1", "--size", "16", "--json")
+            nursery.cancel_scope.cancel()
+        assert json.loads(said.stdout)["max_ms"] < PATIENCE * 1000
+        said = await bench("--size", "60000", "--subscribers", "0", "--json")
+        assert json.loads(said.stdout)["published"] > 0
         said = await bench("--subscribers", "0", "--rate", "50")
         heading, row = words(said.stdout.decode())
         assert heading == "SIZE PUBLISHERS SUBSCRIBERS PUBLISHED/S DELIVERED/S p50 ms p99 ms max ms"

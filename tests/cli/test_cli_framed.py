@@ -257,6 +257,19 @@ def test_send_as_an_operation_says_whom_it_reached(netctl):
     assert re.match(r"sent 1 message, to 2, \d+ B in [0-9.e-]+ s\n$", said.stdout)
 
 
+@pytest.mark.parametrize("option", ["--channel", "--to"])
+def test_an_empty_name_is_no_plain_payload(netctl, option):
+    async def serve(peer):
+        link = await peer.accept()
+        await link.welcome()  # whose request would not be answered
+        await link.ended()
+
+    with served(serve) as address:
+        said = netctl("framed", "send", address, option, "", "psst")
+    assert said.exit_code != 0
+    assert re.match(r"netctl: cannot (publish|send) to ''?", said.stderr)
+
+
 def test_of_many_only_the_last_is_confirmed_and_refusals_are_counted(netctl):
     async def serve(peer):
         link = await peer.accept()
@@ -677,7 +690,7 @@ def test_connect_goes_on_after_what_is_refused_and_tells_scripts():
     lines = lines_of(said.stdout)
     assert lines[1:5] == [
         "-- cannot find nobody",
-        "-- write /pub CHANNEL TEXT",
+        "-- cannot do that: write /pub CHANNEL TEXT",
         "-- cannot do '/bogus': /help lists the commands",
         "-- cannot unsubscribe from 'x': there is no subscription",
     ]

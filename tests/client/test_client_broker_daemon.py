@@ -8,9 +8,11 @@ import time
 import pytest
 import trio
 
-from netd.client import BrokerClient, FramedClient, Gap, Reconnect, SyncBrokerClient
+from netd.client import BrokerClient, FramedClient, Gap, Reconnect, SyncBrokerClient, session
+from netd.client.broker_plain import PlainSocket
+from netd.client.session import loss_of
 from netd.errors import NetdError, RequestFailed
-from netd.wire.messages import Broadcast, Direct, Joined, Left, TextEvent
+from netd.wire.messages import Broadcast, CloseCode, Direct, Joined, Left, TextEvent
 from tests.support.namespaces import HUB
 from tests.support.process import NetdProcess, Systemd
 from tests.support.relay import Relay
@@ -60,7 +62,7 @@ async def take(subscription, count: int) -> list:
         return [await anext(subscription) for _ in range(count)]
 
 
-async def test_one_daemon_for_everything_that_harms_nobody(tmp_path):
+async def test_one_daemon_for_everything_that_harms_nobody(tmp_path, monkeypatch):
     async with NetdProcess(tmp_path, toml(tmp_path)) as netd:
         port = await port_of(netd)
         for format in ("json", "messagepack"):
@@ -68,6 +70,9 @@ async def test_one_daemon_for_everything_that_harms_nobody(tmp_path):
         await framed_and_broker(tmp_path, port)
         await a_reset_loses_nothing(port)
         await refusals(port)
+        await refused_channels(port)
+        await a_reload_disturbs_nobody(netd, tmp_path, port)
+        await a_service_that_was_stopped_is_come_back_to(netd, port, monkeypatch)
         await verdicts(netd, port)
         await trio.to_thread.run_sync(without_trio, port)
 
@@ -117,13 +122,13 @@ async def framed_and_broker(tmp_path, port):
 async def a_reset_loses_nothing(port):
     async with Relay(port) as relay, client_of(relay.port) as client, client_of(port) as other:
         heard = await client.subscribe("public:reset")
-        session = client.session_id
+        before = client.session_id
         for number in range(30):
             await other.publish("public:reset", number)
             if number % 10 == 5:
                 relay.reset()
         assert [each.data for each in await take(heard, 30)] == list(range(30))
-        assert client.session_id == session  # it was given back
+        assert client.session_id == before  # it was given back
         counters = client.telemetry().counters
         assert counters.gaps == 0
         assert counters.reconnects >= 1
@@ -149,6 +154,58 @@ async def refusals(port):
     with pytest.raises(RequestFailed):
         async with BrokerClient(f"ws://127.0.0.1:{port}/nowhere/at/all"):
             pass
+
+
+async def refused_channels(port):
+    """A plain channel is refused before the upgrade, by the rule."""
+    with pytest.raises(RequestFailed, match=r"403: .*hub\.namespace\.1\.publish") as caught:
+        async with PlainSocket(f"ws://127.0.0.1:{port}/ws/staff:a"):
+            pass
+    assert (caught.value.kind, caught.value.status) == ("denied", 403)
+    async with PlainSocket(f"ws://127.0.0.1:{port}/ws/staff:a?echo=1", token="of-the-boss-alone") as plain:
+        await plain.send(b"to work")
+        with trio.fail_after(PATIENCE):
+            assert await plain.receive() == "to work"
+
+
+async def a_reload_disturbs_nobody(netd, tmp_path, port):
+    text = toml(tmp_path, port=port, ping=24.0).replace("history_size = 100", "history_size = 90")
+    async with client_of(port) as client, netd.client() as control:
+        heard = await client.subscribe("public:reload")
+        await client.publish("public:reload", 1)
+        netd.config.write_text(text)
+        await control.reload(wait=PATIENCE)
+        await client.publish("public:reload", 2)
+        assert [each.data for each in await take(heard, 2)] == [1, 2]
+        counters = client.telemetry().counters
+        assert (counters.connections, counters.gaps) == (1, 0)
+
+
+async def a_service_that_was_stopped_is_come_back_to(netd, port, monkeypatch):
+    """It drains: everybody is told when to come back, and finds what was said meanwhile."""
+    states, said = [], []
+
+    def noted(close):
+        said.append(close)
+        return loss_of(close)
+
+    monkeypatch.setattr(session, "loss_of", noted)
+    async with client_of(port, on_state=states.append) as client, netd.client() as control:
+        heard = await client.subscribe("public:drain")
+        await client.publish("public:drain", 1)
+        before = client.session_id
+        await control.service_stop("broker", wait=PATIENCE)
+        await control.service_start("broker", wait=PATIENCE)
+        await control.channel_publish("public:drain", 2)
+        assert [each.data for each in await take(heard, 2)] == [1, 2]
+        assert client.session_id == before
+        counters = client.telemetry().counters
+        assert (counters.recovered, counters.gaps) == (1, 0)
+    (farewell,) = said
+    assert farewell.code == CloseCode.GOING_AWAY
+    assert farewell.retry_after is not None
+    lost = next(state for state in states if state.name == "backoff")
+    assert farewell.retry_after <= lost.seconds <= farewell.retry_after + SOON.first
 
 
 async def verdicts(netd, port):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 
 import pytest
 import trio
@@ -20,6 +21,7 @@ from netd.wire.messages import (
     Ok,
     Publish,
     Refresh,
+    Unsubscribe,
     Welcome,
 )
 from tests.support.brokerpeer import BrokerLink, BrokerPeer
@@ -407,6 +409,73 @@ async def test_a_refresh_that_is_refused_is_told_and_tried_again(peer, monkeypat
             await done.wait()
 
 
+@pytest.mark.parametrize("good", [True, False])
+async def test_a_token_that_counts_no_more_is_replaced_and_what_it_gave_goes_on(peer, monkeypatch, good):
+    monkeypatch.setattr(session, "RENEW_SPREAD", 0.01)
+    requests = []
+
+    async def serve():
+        link = await peer.accept()
+        await link.welcome("s-1")
+        await link.confirm("public:a", epoch=E, offset=4)
+        await link.say(message(5))
+        await link.say(Error(code="denied", message="cannot go on with the token", refresh=True))
+        await link.say(Error(code="denied", message="cannot stay subscribed", channel="public:a"))
+        refresh = await link.request(Refresh)
+        assert refresh.token == "token 2"
+        if good:
+            await link.say(Ok(ref=refresh.ref))
+            requests.append(await link.confirm("public:a", epoch=E, offset=6, recovered=True))
+            await link.say(message(6))
+        else:
+            await link.say(Error(ref=refresh.ref, code="denied", message="no more of these"))
+
+    with trio.fail_after(PATIENCE):
+        peer.tasks.start_soon(serve)
+        async with BrokerClient(peer.url, token=Source(), linger=0.01) as client:
+            subscription = await client.subscribe("public:a")
+            assert (await anext(subscription)).data == 5
+            assert (await client.receive()).refresh
+            if good:
+                assert (await anext(subscription)).data == 6
+                assert (requests[0].recover.epoch, requests[0].recover.offset) == (E, 5)
+            else:
+                assert "no more of these" in (await client.receive()).message
+                with pytest.raises(RequestFailed, match="cannot stay subscribed"):
+                    await anext(subscription)
+
+
+async def test_what_is_subscribed_to_again_stays_whatever_became_of_the_unsubscribe(peer):
+    """A session that comes back has no subscriptions: what ended one before must not be asked of the new one."""
+    requests = []
+
+    async def serve(left):
+        link = await peer.accept()
+        await link.welcome("s-1", resume="r-1")
+        await link.confirm("public:a", epoch=E, offset=4)
+        await link.request(Unsubscribe)
+        await link.abort()
+        await left.wait()
+        link = await peer.accept()
+        await link.welcome("s-1")
+        requests.append(await link.confirm("public:a", epoch=E, offset=4))
+        requests.append(await link.request(Publish))
+
+    with trio.fail_after(PATIENCE):
+        left = trio.Event()
+        peer.tasks.start_soon(serve, left)
+        async with BrokerClient(peer.url, reconnect=SOON, linger=0.01) as client:
+            subscription = await client.subscribe("public:a")
+            await subscription.unsubscribe()
+            left.set()
+            again = await client.subscribe("public:a")
+            await client.publish("public:a", 1, confirm=False)
+            while len(requests) < 2:
+                await trio.testing.wait_all_tasks_blocked(0.001)
+            assert again.live
+    assert [type(request).__name__ for request in requests] == ["Subscribe", "Publish"]
+
+
 async def test_a_token_that_cannot_be_had_is_a_connection_that_can_not(peer):
     def broken():
         raise DaemonUnreachable("cannot get a token: the clerk is out")
@@ -414,6 +483,31 @@ async def test_a_token_that_cannot_be_had_is_a_connection_that_can_not(peer):
     with pytest.raises(DaemonUnreachable, match="the clerk is out"):
         async with BrokerClient(peer.url, token=broken):
             pass
+
+
+@pytest.mark.parametrize("function", ["token", "on_state"])
+async def test_what_a_users_function_raises_comes_out_as_it_is(peer, function):
+    """Later on: of a task of the client's, whose nursery would wrap it."""
+    called = 0
+
+    def fails_later(*_):
+        nonlocal called
+        called += 1
+        if called > 2:
+            raise KeyError("mine")
+        return "a token"
+
+    async def serve():
+        with suppress(trio.ClosedResourceError):
+            while True:
+                link = await peer.accept()
+                await link.welcome()
+                await link.abort()
+
+    peer.tasks.start_soon(serve)
+    with trio.fail_after(PATIENCE), pytest.raises(KeyError, match="mine"):
+        async with BrokerClient(peer.url, reconnect=SOON, linger=0.01, **{function: fails_later}):
+            await trio.sleep_forever()
 
 
 async def test_a_subscription_that_the_daemon_takes_away_ends_with_the_reason(room):

@@ -12,7 +12,10 @@ from netd.client import BrokerClient, SyncBrokerClient
 from netd.client.broker_options import BrokerOptions, Options, agreed, bearer, parse_url
 from netd.client.options import Tcp
 from netd.client.refusals import refused_upgrade
+from netd.client.session import loss_of
+from netd.client.state import MOST_AWAY
 from netd.errors import DaemonUnreachable, ProtocolError, RequestFailed
+from netd.wire.messages import Close, CloseCode
 
 
 @pytest.mark.parametrize(
@@ -46,6 +49,11 @@ def test_what_is_no_url_is_refused_with_a_sentence(text):
     with pytest.raises(ProtocolError, match="cannot connect to") as caught:
         parse_url(text)
     assert caught.value.origin == "local"
+
+
+@pytest.mark.parametrize(("asked", "least"), [(None, None), (0.5, 0.5), (1e300, MOST_AWAY)])
+def test_a_daemon_cannot_send_a_client_away_for_ever(asked, least):
+    assert loss_of(Close(CloseCode.GOING_AWAY, "", asked)).least == least
 
 
 @given(st.text(max_size=60))

@@ -58,7 +58,7 @@ async def test_who_does_not_speak_operations_is_not_tried_again():
 
 
 async def test_who_has_spoken_them_is():
-    async with FramedPeer() as peer, FramedClient(peer.address, reconnect=SOON) as client:
+    async with FramedPeer() as peer, FramedClient(peer.address, reconnect=SOON, linger=0.01) as client:
         link = await peer.accept()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.hello)

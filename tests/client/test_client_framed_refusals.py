@@ -43,7 +43,7 @@ publish = "anyone"
     ],
 )
 async def test_what_the_daemon_could_not_read_is_not_sent(ask, why):
-    async with FramedPeer() as peer, FramedClient(peer.address) as client:
+    async with FramedPeer() as peer, FramedClient(peer.address, linger=0.01) as client:
         link = await peer.accept()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.hello)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
 
 import pytest
 import trio
@@ -17,35 +16,14 @@ from netd.client import Gap, Reconnect, SyncFramedClient
 from netd.errors import DaemonUnreachable, ProtocolError, RequestFailed
 from netd.wire.messages import Direct, Error, Message, Ok, Ping, Pong, Position, Publish, Unsubscribe
 from tests.support.framedpeer import PATIENCE, FramedPeer
+from tests.support.served import served as peer_served
 
 SOON = Reconnect(first=0.01, longest=0.02, steady=0.0)
 
 
-@contextmanager
 def served(script):
-    """Run `script(peer)` on a Trio loop in a thread; yields the address. What it raises is raised at the end."""
-    addresses: queue.Queue[str] = queue.Queue()
-    failures = []
-
-    async def main() -> None:
-        async with FramedPeer() as peer:
-            addresses.put(peer.address)
-            await script(peer)
-
-    def run() -> None:
-        try:
-            trio.run(main)
-        except BaseException as error:  # noqa: BLE001  # raised below
-            failures.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield addresses.get(timeout=PATIENCE)
-    finally:
-        thread.join(PATIENCE)
-    if failures:
-        raise failures[0]
+    """Run `script(peer)` on a Trio loop in a thread; yields the address."""
+    return peer_served(FramedPeer(), script)
 
 
 def test_plain_payloads():

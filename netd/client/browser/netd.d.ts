@@ -70,7 +70,10 @@ export interface State {
   reason?: string;
 }
 
-/** A secret or a signed token, or what gives a fresh one whenever one is needed. */
+/**
+ * A secret or a signed token, or what gives a fresh one: for every connection, before one expires, and when one counts no
+ * more; subscriptions that ended with it are then taken up again.
+ */
 export type Token = string | (() => string | Promise<string>);
 
 /** When a lost connection is made again: after `first` seconds, then `factor` times as long each, up to `longest`. */
@@ -134,8 +137,9 @@ export interface SubscribeOptions {
 export class NetdError extends Error {
   constructor(kind: string, message: string, channel?: Channel);
   /**
-   * The daemon's code (invalid, denied, not-found, too-large, rate, unsupported, too-many), why it ended the session
-   * (protocol, policy, replaced, kicked), or ours: unreachable, lost (nobody knows whether it was done), full, closed.
+   * The daemon's code (invalid, denied, not-found, too-large, rate, unsupported, too-many, unavailable), why it ended
+   * the session (protocol, policy, replaced, kicked), or ours: unreachable, lost (nobody knows whether it was done),
+   * full, invalid, closed.
    */
   kind: string;
   channel?: Channel;

@@ -17,7 +17,8 @@
 //   twice does no harm; else it fails with the kind "lost", since nobody knows whether it was done;
 // - everything is bounded: past `queueBytes` requests fail with the kind "full"; an iterator that is not read loses its
 //   oldest items past `inboxItems`, and a "gap" event says so;
-// - a token given as a function is asked for with every connection, and again before the daemon says it expires;
+// - a token given as a function is asked for with every connection, again before the daemon says it expires, and when
+//   it says that it counts no more: what that ended is subscribed to again with the new one, and ends where that fails;
 // - errors are NetdError; its `kind` is the daemon's code (denied, not-found, rate ...) or one of ours (unreachable,
 //   lost, full, invalid, closed). An "error" event that nobody listens for goes to the console;
 // - times are seconds, as everywhere in netd.
@@ -41,8 +42,12 @@ const FINAL = new Map([
 const PASSING = new Set(["rate", "too-many"]);
 /** Heartbeats that may pass without a word. */
 const SILENT_BEATS = 3;
+/** Seconds that a daemon can ask us to stay away. */
+const MOST_AWAY = 3600;
 /** Seconds for an answer when the page comes back, or the network does. */
 const PROBE = 5;
+/** Seconds within which a token that counts no more is replaced: all pages are told at once (a key that was removed). */
+const SPREAD = 1;
 /** Seconds after the loss of a connection in which its session can be resumed (hub.resume_seconds). */
 const RESUME_WITHIN = 60;
 /** Channels of which a subscription with wildcards knows the last offset. */
@@ -65,6 +70,7 @@ const LONGEST_TIMER = 2 ** 31 - 1;
  * @property {string} text
  * @property {number | undefined} ref
  * @property {boolean} repeatable
+ * @property {boolean} moot The end of its connection does as well.
  * @property {boolean} sent
  * @property {(answer: any) => void} resolve
  * @property {(error: NetdError) => void} reject
@@ -525,6 +531,9 @@ class Client {
     const ok = await this.#request("refresh the token", { type: "refresh", token: text });
     this.#token = shown;
     this.#expect(ok.expires);
+    const again = this.#suspended ?? new Map();
+    this.#suspended = null;
+    for (const subscription of again.keys()) this.#ask(subscription);
     return /** @type {number | null} */ (ok.expires ?? null);
   }
 
@@ -551,7 +560,7 @@ class Client {
     this.#forget(subscription);
     subscription._finish(null);
     const message = { type: "unsubscribe", ...channelFields(subscription.channel) };
-    if (this.#ready) await this.#request(`unsubscribe from ${subscription.channel}`, message, { repeatable: true });
+    if (this.#ready) await this.#request(`unsubscribe from ${subscription.channel}`, message, { moot: true });
   }
 
   // What a listener throws is the page's own error, and no reason to stop here.
@@ -581,19 +590,19 @@ class Client {
     return (await this.#request(what, message, { confirm }))?.delivered ?? null;
   }
 
-  /** @param {string} what @param {Wire} message @param {{ repeatable?: boolean, confirm?: boolean }} options
+  /** @param {string} what @param {Wire} message @param {{ repeatable?: boolean, moot?: boolean, confirm?: boolean }} options
    * @returns {Promise<any>} */
-  #request(what, message, { repeatable = false, confirm = true } = {}) {
+  #request(what, message, { repeatable = false, moot = false, confirm = true } = {}) {
     return new Promise((resolve, reject) => {
       this.#check(what);
       const ref = confirm ? this.#refs++ : undefined;
-      const text = JSON.stringify({ ...message, ref });
+      const text = written(what, { ...message, ref });
       if (this.buffered + text.length > this.#options.queueBytes) {
         const most = this.#options.queueBytes;
         throw new NetdError("full", `cannot ${what}: ${this.buffered} bytes wait, ${most} is the most (queueBytes)`);
       }
       /** @type {Pending} */
-      const request = { what, text, ref, repeatable, sent: false, resolve, reject };
+      const request = { what, text, ref, repeatable, moot, sent: false, resolve, reject };
       if (ref !== undefined) {
         this.#pending.set(ref, request);
         request.timer = setTimeout(() => this.#giveUp(ref), this.#options.timeout * 1000);
@@ -728,8 +737,12 @@ class Client {
   }
 
   /** @param {Wire} wire */
-  #refusedBy({ ref, code, message, channel }) {
+  #refusedBy({ ref, code, message, channel, refresh }) {
     const error = new NetdError(code, message, channel);
+    if (refresh && ref === undefined && typeof this.#token === "function") {
+      this.#suspended ??= new Map();
+      this.#renewIn(Math.random() * SPREAD, now());
+    }
     if (ref !== undefined && ref === this.#hello) return this.#unwelcome(error);
     const taken = ref === undefined && channel !== undefined ? this.#subscriptions.get(keyOf(channel)) : undefined;
     const subscription = this.#subscribing.get(ref) ?? taken;
@@ -741,14 +754,28 @@ class Client {
     if (this.#subscriptions.get(subscription.key) !== subscription) return undefined;
     if (code === "rate") {
       // many at once, after a reconnect: it is asked for again a little later
-      const socket = this.#socket;
-      setTimeout(() => socket && socket === this.#socket && this.#ask(subscription), 500 + Math.random() * 1000);
+      const name = `ask ${subscription.key}`;
+      this.#timers[name] = setTimeout(() => {
+        delete this.#timers[name];
+        this.#ask(subscription);
+      }, 500 + Math.random() * 1000);
       return undefined;
     }
     error.channel = subscription.channel;
+    if (subscription === taken && this.#suspended && code === "denied") {
+      subscription.live = false;
+      this.#suspended.set(subscription, error);
+      return this.#reroute();
+    }
+    return this.#take(subscription, error);
+  }
+
+  // The daemon has ended a subscription, or will not begin it.
+  /** @param {Subscription} subscription @param {NetdError} error */
+  #take(subscription, error) {
     this.#forget(subscription);
     subscription._finish(error);
-    return this._emit("error", error);
+    this._emit("error", error);
   }
 
   /** @param {Wire} welcome */
@@ -781,17 +808,21 @@ class Client {
 
   /** @type {string | undefined} */
   #shown;
+  // While the token that was lost is replaced: what went with it, and why.
+  /** @type {Map<Subscription, NetdError> | null} */
+  #suspended = null;
 
   /** @param {Token} token @returns {Promise<string>} */
   async #tokenFrom(token) {
     if (typeof token === "string") return token;
+    const given = token(); // first: what it throws must leave no timer behind
     /** @type {ReturnType<typeof setTimeout> | undefined} */
     let timer;
     const late = new Promise((_, reject) => {
       const error = new NetdError("unreachable", `cannot get a token: none within ${this.#options.timeout} s`);
       timer = setTimeout(() => reject(error), this.#options.timeout * 1000);
     });
-    return Promise.race([token(), /** @type {Promise<never>} */ (late)]).finally(() => clearTimeout(timer));
+    return Promise.race([given, /** @type {Promise<never>} */ (late)]).finally(() => clearTimeout(timer));
   }
 
   // The token expires in so many seconds: have another before.
@@ -800,15 +831,26 @@ class Client {
     clearTimeout(this.#timers.refresh);
     if (seconds === undefined || typeof this.#token !== "function") return;
     const ahead = Math.min(60, seconds * 0.2) * (1 + Math.random() * 0.2);
-    const until = now() + seconds;
+    this.#renewIn(Math.max(seconds - ahead, 0), now() + seconds);
+  }
+
+  /** @param {number} delay @param {number} until when the present one expires */
+  #renewIn(delay, until) {
+    clearTimeout(this.#timers.refresh);
     this.#timers.refresh = setTimeout(() => {
+      const socket = this.#socket;
       this.refresh().catch((error) => {
-        if (this.#state.name === "closed") return;
+        if (socket !== this.#socket) return; // whoever comes next shows a fresh one anyway
         this._emit("error", failure(error, "cannot refresh the token"));
-        // the next connection asks for one anyway; on this one it is tried again, also when it has expired
+        const lost = this.#suspended ?? [];
+        this.#suspended = null;
+        for (const [subscription, why] of lost) {
+          if (this.#subscriptions.get(subscription.key) === subscription) this.#take(subscription, why);
+        }
+        // on this connection it is tried again, also when it has expired
         if (this.#ready) this.#expect(Math.max(until - now(), 10));
       });
-    }, Math.min(Math.max(seconds - ahead, 0) * 1000, LONGEST_TIMER));
+    }, Math.min(delay * 1000, LONGEST_TIMER));
   }
 
   // --- the connection
@@ -884,7 +926,9 @@ class Client {
     if (now() - this.#opened >= this.#again.steady && this.#state.name === "connected") this.#attempt = 0;
     for (const [ref, request] of [...this.#pending]) {
       if (!request.sent) continue;
-      if (request.repeatable && !error) {
+      if (request.moot) {
+        this.#settle(ref)?.resolve(null);
+      } else if (request.repeatable && !error) {
         request.sent = false;
         this.#queue.push(request);
         this.#queued += request.text.length;
@@ -905,10 +949,12 @@ class Client {
     this.#socket = null;
     if (socket) socket.onopen = socket.onmessage = socket.onclose = null;
     for (const timer of Object.values(this.#timers)) clearTimeout(timer);
+    this.#timers = {};
     if (this.#ready) this.#resume.until = now() + RESUME_WITHIN;
     this.#ready = false;
     this.#hello = 0;
     this.#subscribing.clear();
+    this.#suspended = null; // the next connection asks for all of them
     for (const subscription of this.#subscriptions.values()) subscription.live = false;
     this.#patterns = [];
     return socket;
@@ -924,6 +970,7 @@ class Client {
     }
     const delay = Math.min(longest, first * factor ** Math.min(this.#attempt - 1, 64));
     // what the daemon asks for is the least; all its clients were told the same, so the jitter comes on top
+    least = Math.min(least, MOST_AWAY);
     const wait = least > 0 ? least + delay * jitter * Math.random() : delay * (1 - jitter * Math.random());
     this.#notBefore = now() + least;
     this.#note({ name: "backoff", attempt: this.#attempt, seconds: wait, reason });
@@ -940,7 +987,11 @@ class Client {
     for (const hint of this.#hints.splice(0)) hint();
     this.#note({ name: "closed", reason });
     const gone = error ?? new NetdError("closed", "cannot get an answer: this client is closed");
-    for (const ref of [...this.#pending.keys()]) this.#settle(ref)?.reject(gone);
+    for (const [ref, { moot }] of [...this.#pending]) {
+      const request = this.#settle(ref);
+      if (moot) request?.resolve(null);
+      else request?.reject(gone);
+    }
     this.#queue = [];
     this.#queued = 0;
     for (const subscription of this.#subscriptions.values()) subscription._finish(error);
@@ -996,6 +1047,18 @@ class Client {
     if (typeof target?.addEventListener !== "function") return;
     target.addEventListener(name, listener);
     this.#hints.push(() => target.removeEventListener(name, listener));
+  }
+}
+
+// What is asked for, as it travels.
+/** @param {string} what @param {Wire} message @returns {string} */
+function written(what, message) {
+  try {
+    return JSON.stringify(message);
+  } catch (error) {
+    // a bigint, what contains itself, a toJSON that throws
+    const why = error instanceof Error ? error.message : error;
+    throw new NetdError("invalid", `cannot ${what}: it is no JSON value (${why})`);
   }
 }
 
