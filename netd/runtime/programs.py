@@ -17,6 +17,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import select
 import signal
 import subprocess
 import sys
@@ -32,17 +33,28 @@ if TYPE_CHECKING:
 
 DEATH = 2.0
 """Seconds that a process may take to be gone once it was killed."""
+_REAPING = 0.2
+"""The same where nothing else happens meanwhile."""
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "TZ")
 
 # Runs in the child, before the program: Python's preexec_fn is not safe in a process with threads. prctl(2),
 # capabilities(7): without ambient ones, and with no new privileges, execve(2) leaves none to an account that is not
-# root; to root it gives the bounding set, which is therefore emptied (and has to be).
+# root; to root it gives the bounding and the inheritable set, which are therefore emptied (and have to be). Whoever is
+# not root and has no CAP_SETPCAP keeps his bounding set: with no new privileges, nothing comes of it.
 _LAUNCHER = """
 import ctypes, os, sys
-prctl = ctypes.CDLL(None).prctl
+libc = ctypes.CDLL(None)
+prctl = libc.prctl
 PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, CLEAR_ALL = 23, 24, 38, 47, 4
 if prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or prctl(PR_CAP_AMBIENT, CLEAR_ALL, 0, 0, 0):
     sys.exit("cannot give up privileges")
+header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this thread
+sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; and again, of the higher capabilities
+if libc.capget(header, sets):
+    sys.exit("cannot read its capabilities")
+sets[2] = sets[5] = 0
+if libc.capset(header, sets):
+    sys.exit("cannot give up inheritable capabilities")
 for capability in range(64):
     prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
     if 0 in os.getresuid() and prctl(PR_CAPBSET_READ, capability, 0, 0, 0) > 0:
@@ -125,6 +137,26 @@ def signal_group(pid: int, number: signal.Signals) -> None:
         os.killpg(pid, number)
     except (ProcessLookupError, PermissionError):
         return
+
+
+def reap(process: trio.Process) -> bool:
+    """Kill a program and its group, and wait for its end without Trio: for who is cancelled and may not wait otherwise.
+
+    Blocks, for what killing takes and at most 0.2 s. False: it is not gone yet.
+    """
+    if process.returncode is None:
+        signal_group(process.pid, signal.SIGKILL)
+        try:
+            fd = os.pidfd_open(process.pid)
+        except OSError:  # there are no descriptors left, say
+            return process.returncode is not None
+        try:
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            poll.poll(_REAPING * 1000)
+        finally:
+            os.close(fd)
+    return process.returncode is not None
 
 
 def how(status: int | None) -> str:

@@ -56,7 +56,9 @@ VERBS. A worker may say these at any time, about any session. With `ref` (an int
 by `answer`, as soon as the hub has it and in no certain order, or by `error`; without, only by `error`, without `ref`.
 What a handler said before its `done` or `response` has happened before that counts. A session that there is not is
 no error: it may have gone a moment ago, and the value says so. Nothing is checked against permissions; the bounds
-of the hub and the size limits of its namespaces hold.
+of the hub and the size limits of its namespaces hold. Where several daemons share a backplane, a worker has sessions of
+its own daemon only. What goes out, `close`, `presence` and `history` reach those of the others as well; `subscribe`,
+`unsubscribe`, `copy_subscriptions`, `copy_session`, `set_token` and `info` know nothing of them.
 
     > send               session, data (str or bin), priority?, ephemeral?       bool: it went out (true also where
                                                                                  another node has the session)
@@ -72,7 +74,8 @@ of the hub and the size limits of its namespaces hold.
     > set_token          session, token? (bin; absent or empty: none)      bool: there is such a session. It is kept
                          with the session, at most 8192 bytes. Where it is a token that the hub knows (hub.token, JWT),
                          the session may from now on what that permits. Before the answer comes `session`, if it is
-                         this worker's: who waits for the answer before the next handler runs shows it the new token
+                         this worker's: who waits for the answer before the next handler runs shows it the new token.
+                         A session that resumes this one has the token too, but not what it permitted: set it again
     > close              session, code? (1000), reason?     bool: there was such a session. It cannot be resumed
     > presence           channel                    [{session, name?, transport?, tags?}]
     > history            channel, since? {epoch, offset}, limit? (100)   null, or {epoch, offset, messages [{data,
@@ -86,8 +89,9 @@ value as wire/messages.py has it (at most 64 deep and 16384 values).
 
 LIFE. The daemon pings every `ping` seconds; a worker that does not answer within `hang` seconds is hung, as is one that
 does not read, and one that has not ended an `n` within `hang` seconds of its `cancel`. A request is cancelled after
-`request_timeout`, what a session's handler does after `message_timeout`. A hung worker's connection ends without
-more ado, and if the daemon started the process it is killed.
+`request_timeout`, what a session's handler does after `message_timeout`. Where the `cancel` came sooner, as the client
+went away, the request still has its `request_timeout`, and `hang` after it, to end. A hung worker's connection ends
+without more ado, and if the daemon started the process it is killed.
 
     < ping       n                             > pong       n
     > leave                                    the worker wants to go: no new work comes, its sessions become others',

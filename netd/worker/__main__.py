@@ -82,7 +82,7 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--drain",
-        type=float,
+        type=_seconds,
         default=environ.get("NETD_WORKER_DRAIN") or DRAIN,
         metavar="SECONDS",
         help=f"how long handlers may take to end when the worker is stopped (default: {DRAIN:g})",
@@ -96,6 +96,13 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
 def _count(text: str) -> int:
     number = int(text)
     if not 1 <= number <= 4096:
+        raise ValueError(text)
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 86_400:  # which is not so of nan either
         raise ValueError(text)
     return number
 

@@ -67,13 +67,17 @@ class _Lane:
 class _Run:
     """A handler at work."""
 
-    __slots__ = ("cancelled", "scope", "thread")
+    __slots__ = ("cancelled", "scope", "thread", "unwanted")
 
     def __init__(self) -> None:
         self.scope = trio.CancelScope()
-        self.cancelled = False
+        """Of an `async def` handler."""
         self.thread = 0
         """Where a `def` handler runs, as the interpreter numbers it; 0 for none."""
+        self.unwanted = False
+        """The daemon waits for it no more: a `def` handler that has no thread yet need not begin."""
+        self.cancelled = False
+        """It did not come to its end, or never began."""
 
 
 class Desk:
@@ -86,6 +90,7 @@ class Desk:
         self._sessions: dict[str, Session] = {}
         self._runs: dict[tuple[Link, int], _Run] = {}
         self._link: Link | None = None
+        self._idle = trio.lowlevel.ParkingLot()
         blocking = {name for name, handler in worker.handlers.items() if handler.blocking}
         self._in_threads = (bool(blocking - {"http_request"}), "http_request" in blocking)
         self._worker = worker
@@ -112,6 +117,16 @@ class Desk:
             requests=for_requests,
             library=f"netd.worker {__version__}",
         )
+
+    @property
+    def busy(self) -> bool:
+        """Handlers have begun and not ended."""
+        return bool(self._runs)
+
+    async def idle(self) -> None:
+        """Wait until none is at work."""
+        while self._runs:
+            await self._idle.park()
 
     def serve(self, link: Link) -> None:
         """Take what this connection brings; it says anew which sessions are ours."""
@@ -200,8 +215,8 @@ class Desk:
         except Exception:
             log.exception("the %s handler has failed for session %s", event.what, session)
         finally:
-            del self._runs[event.link, event.n]
-        if run.scope.cancelled_caught:
+            self._ended(event.link, event.n)
+        if run.cancelled:
             log.warning("the %s handler for session %s was cancelled: the daemon waits no longer", event.what, session)
 
     # --- requests ----------------------------------------------------------------------------------------------------
@@ -223,13 +238,13 @@ class Desk:
                 response = wire.HttpResponse(404, [_TEXT], b"Not Found")
             else:
                 result = await _call(handler, (request,), run, self._limiter)
-                if not run.scope.cancelled_caught:
+                if not run.cancelled:
                     response = wire.HttpResponse(*Response.of(result).parts())
         except Exception:
             log.exception("the http_request handler has failed for %s %s", request.method, request.url)
         finally:
-            del self._runs[link, n]
-        if run.scope.cancelled_caught:
+            self._ended(link, n)
+        if run.cancelled:
             log.warning("%s %s was cancelled: the daemon waits no longer", request.method, request.url)
         if link.ended is None:
             try:
@@ -237,6 +252,11 @@ class Desk:
             except NetdError as error:
                 log.error("cannot answer %s %s: %s", request.method, request.url, error)
                 link.respond(n, wire.HttpResponse(500, [_TEXT], b"Internal Server Error"))
+
+    def _ended(self, link: Link, n: int) -> None:
+        del self._runs[link, n]
+        if not self._runs:
+            self._idle.unpark_all()
 
     # --- cancelled ---------------------------------------------------------------------------------------------------
 
@@ -246,8 +266,9 @@ class Desk:
             if run.thread:
                 frames = sys._current_frames().get(run.thread)
                 where = "".join(traceback.format_stack(frames)) if frames is not None else ""
-                log.warning("a handler takes longer than the daemon waits, and a thread cannot be ended:\n%s", where)
+                log.warning("the daemon waits for a handler no longer, and a thread cannot be ended:\n%s", where)
             else:
+                run.unwanted = True
                 run.scope.cancel()
             return
         for lane in self._lanes.values():
@@ -262,7 +283,7 @@ _TEXT = (b"content-type", b"text/plain; charset=utf-8")
 
 
 async def _call(handler: Handler, arguments: tuple[Any, ...], run: _Run, limiter: trio.CapacityLimiter) -> Any:
-    """What the handler returns. When the daemon cancels it, None, and the scope says so."""
+    """What the handler returns. When the daemon cancels it, None, and the run says so."""
     if handler.blocking:
         # abandoned when the worker ends, and not before: its place in the limiter is its until it really has ended
         return await trio.to_thread.run_sync(
@@ -270,10 +291,14 @@ async def _call(handler: Handler, arguments: tuple[Any, ...], run: _Run, limiter
         )
     with run.scope:
         return await handler.function(*arguments)
+    run.cancelled = True
     return None
 
 
 def _in_thread(handler: Handler, arguments: tuple[Any, ...], run: _Run) -> Any:
+    if run.unwanted:
+        run.cancelled = True
+        return None
     run.thread = threading.get_ident()
     try:
         return handler.function(*arguments)

@@ -127,7 +127,10 @@ class Link:
             data = self.conversation.take()
             if data:
                 self._room.unpark_all()
-                await self._stream.send_all(data)
+                try:
+                    await self._stream.send_all(data)
+                except trio.BrokenResourceError:
+                    return  # whether the daemon has said goodbye before, only the end of what it sends tells
             else:
                 self._wanted = trio.Event()
                 await self._wanted.wait()

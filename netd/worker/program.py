@@ -18,7 +18,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -26,7 +26,7 @@ from netd.errors import NetdError, sole
 from netd.worker.running import DRAIN, default_socket, serve
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import MutableMapping, Sequence
 
     from netd.systemd import Notifier
     from netd.worker.worker import Worker
@@ -111,8 +111,16 @@ def _systemd() -> tuple[Notifier | None, float | None]:
     """Whom to tell how it goes, and how often its watchdog wants to hear of us (seconds)."""
     if "NOTIFY_SOCKET" not in os.environ:
         return None, None
+    import structlog
+
     from netd.systemd import Notifier, watchdog_interval
 
+    if not structlog.is_configured():  # which is how netd.systemd logs; an application may have other plans for it
+        structlog.configure(
+            logger_factory=structlog.stdlib.LoggerFactory(),
+            wrapper_class=structlog.stdlib.BoundLogger,
+            processors=[_in_words],
+        )
     return Notifier.from_environ(), watchdog_interval()
 
 
@@ -137,6 +145,10 @@ def log_to_stderr(level: int = logging.INFO) -> None:
     output.setFormatter(_ForTheJournal(_SHAPE) if "JOURNAL_STREAM" in os.environ else logging.Formatter(_SHAPE))
     root.addHandler(output)
     root.setLevel(level)
+
+
+def _in_words(logger: object, name: str, event: MutableMapping[str, Any]) -> str:
+    return " ".join([str(event.pop("event")), *(f"{key}={value!r}" for key, value in event.items())])
 
 
 class _ForTheJournal(logging.Formatter):

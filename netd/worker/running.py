@@ -8,7 +8,8 @@ Rules:
   tried again, after 0.1 s and up to 5 s. What would be wrong again is not: a daemon of another version, one that does
   not speak this protocol, one that says it does not want this worker back. That ends the worker, with an error;
 - `worker.stop()` leaves: the daemon hands over nothing more, what runs ends, its sessions go to other workers; what has
-  not ended after `drain` seconds is cut off. The daemon may want the same of a worker.
+  not ended after `drain` seconds is cut off. So is it where there is no connection, or none any more. The daemon may
+  want the same of a worker.
 
 Left out: what is said on the connection (link.py), what is done then (desk.py), signals and systemd (program.py).
 """
@@ -16,6 +17,7 @@ Left out: what is said on the connection (link.py), what is done then (desk.py),
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 from pathlib import Path
@@ -66,6 +68,7 @@ async def serve(
             worker.running = stay
             nursery.start_soon(stay.leave_when_told)
             await stay.connect_again_and_again(task_status)
+            await stay.let_end()
             nursery.cancel_scope.cancel()  # what has not ended, and what waits to be told
     except BaseExceptionGroup as group:
         raise sole(group) from None
@@ -85,6 +88,8 @@ class _Stay:
         self._drain = drain
         self._status = status
         self._stopping = trio.Event()
+        self._by = math.inf
+        """When what still runs is cut off."""
         self._connecting = trio.CancelScope()
         self._link: Link | None = None
 
@@ -110,11 +115,21 @@ class _Stay:
 
     async def leave_when_told(self) -> None:
         await self._stopping.wait()
+        self._by = trio.current_time() + self._drain
         if self._link is not None:
             self._link.leave()
-            self._connecting.deadline = trio.current_time() + self._drain
+            self._connecting.deadline = self._by
         else:
             self._connecting.cancel()
+
+    async def let_end(self) -> None:
+        """What has begun may end, though there is nobody any more to be told of it, where it was we who stopped."""
+        if not self._stopping.is_set():
+            return
+        with trio.move_on_at(min(self._by, trio.current_time() + self._drain)):
+            await self._desk.idle()
+        if self._desk.busy:
+            log.warning("cannot wait any longer than %g s for what still runs: it is cut off", self._drain)
 
     # --- connections -------------------------------------------------------------------------------------------------
 
@@ -150,8 +165,6 @@ class _Stay:
                 self._status(why, False)
                 await trio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(2 * pause, _LONGEST)
-        if self._connecting.cancelled_caught and self._link is not None:
-            log.warning("cannot wait any longer than %g s for what still runs: it is cut off", self._drain)
 
     async def _work(self, link: Link) -> wire.Goodbye | None:
         welcome = link.welcome

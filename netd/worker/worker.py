@@ -29,6 +29,8 @@ Rules:
   return what is to be awaited. So their type is Any; what they return is said with each;
 - a session that is gone is no error: the verb then does nothing, and says so where it returns a bool. Channels are
   named by bytes, and a text is its UTF-8;
+- where several daemons share a backplane, a worker has sessions of its own daemon only. What it sends, `close`,
+  `presence` and `history` reach all of them; to the other verbs, a session of another daemon is one that is gone;
 - an exception in a handler is logged with its traceback, and the next event goes on.
 
 A verb raises RequestFailed where the daemon refuses (`kind` has its word), DaemonUnreachable while there is no
@@ -197,8 +199,9 @@ class Worker:
     def set_token(self, session: Session | str, token: str | bytes | None) -> Any:
         """Keep a token with a session, at most 8 KiB, None for none: True if there is such a session.
 
-        Later handlers are given it, the one for the session's end included. If it is a token of the daemon's own
-        ([[hub.token]], JWT), the session may from then on do what that permits.
+        Later handlers are given it, the one for the session's end included, and those of a session that resumes this
+        one. If it is a token of the daemon's own ([[hub.token]], JWT), the session may from then on do what that
+        permits; not so the one that resumes it, until the token is set again (in session_opened, say).
         """
         raw = token.encode() if isinstance(token, str) else token
         return self._do(wire.SetToken(session=_id(session), token=raw), True, bool)

@@ -117,8 +117,41 @@ async def test_the_chat(house, caplog):
         await one.send_message("no JSON")  # the first that it hears since it left
         assert (await hear(one))["type"] == "error"
         await say(one, type="shout", room="lobby")
-        assert await hear(one) == {"type": "error", "message": "cannot shout"}
+        assert await hear(one) == {"type": "error", "message": "cannot 'shout'"}
     await until(lambda: "disconnected" in caplog.text)
+
+
+HOSTILE = [
+    b"\xff\xfe",
+    "[" * 100_000,
+    '{"type": "join"}',
+    '{"type": "join", "room": "\\ud800"}',
+    '{"type": "join", "room": 7}',
+    '{"type": "\\ud800", "room": "lobby"}',
+    '{"type": ["join"], "room": "lobby"}',
+    '["type", "room"]',
+    '"type room"',
+]
+
+
+async def test_the_chat_answers_what_is_no_message_of_it(house, caplog):
+    await house.work(chat.worker)
+    async with house.app() as one:
+        for data in HOSTILE:
+            await one.send_message(data)
+            assert (await hear(one))["type"] == "error", data
+    assert "has failed" not in caplog.text
+
+
+@pytest.mark.parametrize("data", ['{"type": "authenticate", "token": 7}', "[" * 100_000, '{"type": ["whoami"]}', "7"])
+async def test_the_api_answers_what_is_no_message_of_it(house, caplog, data):
+    await house.work(api.worker)
+    async with house.app() as ws:
+        await ws.send_message(data)
+        assert "error" in (await hear(ws))["type"]
+    assert (await house.http("POST", "/auth", content="[" * 100_000)).status_code == 400
+    assert (await house.http("POST", "/auth", content='{"userId": "' + "x" * 9000 + '"}')).status_code == 400
+    assert "has failed" not in caplog.text
 
 
 async def test_the_chat_is_one_for_all_transports(house):

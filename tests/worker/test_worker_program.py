@@ -21,7 +21,7 @@ from tests.support.process import PATIENCE, ROOT, Systemd
 from tests.support.workerdaemon import scripted_daemon
 
 APP = """
-import threading
+import threading, time, trio
 from netd.worker import Worker, run
 
 worker = Worker()
@@ -30,6 +30,8 @@ other = Worker("its own name")
 @worker.message
 def message(session, data, token):
     print("got", data, flush=True)
+    if data == "block":  # the event loop, until the watchdog has missed a beat
+        trio.from_thread.run_sync(time.sleep, 0.3, trio_token=worker.running.token)
     if data == "hang":
         threading.Event().wait()
     if data == "exit":
@@ -149,6 +151,14 @@ def test_wrong_usage(argv, why, capsys, monkeypatch):
     assert why in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("drain", ["nan", "inf", "-1", "soon"])
+def test_a_drain_that_is_no_time_is_wrong_usage(drain, monkeypatch):
+    monkeypatch.setenv("NETD_WORKER_DRAIN", drain)
+    with pytest.raises(SystemExit) as caught:
+        main(["netd.worker.examples.chat", "--check"])
+    assert caught.value.code == 64
+
+
 def test_a_directory_that_is_not_there(tmp_path, capsys):
     assert main(["x", "--directory", str(tmp_path / "none")]) == 78
     assert f"cannot work in {tmp_path / 'none'}: No such file or directory" in capsys.readouterr().err
@@ -239,6 +249,10 @@ async def test_what_it_tells_systemd(app, daemon, tmp_path):
             ready = await systemd.until(READY="1")
             assert ready["STATUS"] == f"connected to netd 0.0.0 at {daemon.path} as worker 1"
             await systemd.until(WATCHDOG="1")
+            await link.known("a")
+            n = await link.message("a", "block")
+            await link.heard(wire.Send)
+            await link.done(n)
             await link.close()
             await systemd.until(STATUS="the connection to the daemon has ended")
             link = await daemon.accept()
@@ -252,7 +266,8 @@ async def test_what_it_tells_systemd(app, daemon, tmp_path):
     finally:
         systemd.close()
     lines = [line for line in log.read_text().splitlines() if not line.startswith("got")]
-    assert {line[:3] for line in lines} == {"<4>", "<6>"}
+    assert {line[:3] for line in lines} == {"<3>", "<4>", "<6>"}
+    assert any(line.startswith("<3>ERROR netd.systemd: watchdog not fed answered=") for line in lines)
 
 
 def test_levels_for_the_journal(monkeypatch):

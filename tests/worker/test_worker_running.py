@@ -120,6 +120,34 @@ async def test_stopping_waits_for_the_drain_and_no_longer(daemon, caplog, autoju
         blocked.set()
 
 
+@pytest.mark.parametrize("when", ["the connection is gone", "it goes later"])
+async def test_stopping_without_a_connection_lets_what_runs_end(daemon, when, caplog):
+    worker, arrived, go, ended = Worker(), trio.Event(), trio.Event(), []
+
+    @worker.http_request
+    async def request(request):
+        arrived.set()
+        await go.wait()
+        ended.append(request.path)
+
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, worker, daemon.path)
+            link = await daemon.accept()
+            await link.request("GET", "/slow")
+            await arrived.wait()
+            if when == "it goes later":
+                worker.stop()
+                await link.heard(wire.Leave)
+            await link.close()
+            await trio.testing.wait_all_tasks_blocked()
+            worker.stop()
+            await trio.testing.wait_all_tasks_blocked()
+            go.set()
+    assert ended == ["/slow"]
+    assert "cut off" not in caplog.text
+
+
 async def test_stopping_before_there_is_a_daemon(tmp_path):
     worker = Worker()
     with trio.fail_after(PATIENCE):
@@ -206,6 +234,25 @@ async def test_a_daemon_that_breaks_the_protocol_ends_it_with_an_error(daemon, d
     assert error.exit_code == 76
 
 
+async def test_a_goodbye_is_heard_by_whoever_can_say_nothing_any_more(daemon):
+    worker = Worker()
+
+    @worker.message
+    async def message(session, data, token):
+        await worker.send(session, "nobody reads this")
+
+    with pytest.RaisesGroup(pytest.RaisesExc(RequestFailed, match="not you")):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, worker, daemon.path)
+            link = await daemon.accept()
+            await link.known("a")
+            link.stream.socket.shutdown(trio.socket.SHUT_RD)
+            await link.message("a", "x")
+            await trio.testing.wait_all_tasks_blocked()
+            await link.say(wire.Goodbye("denied", "not you"))
+            await link.close()
+
+
 async def test_two_at_once_are_one_too_many(daemon):
     worker = Worker()
     async with working(worker, daemon.path):
@@ -274,6 +321,32 @@ async def test_threads_that_hang_are_not_offered_again(daemon):
                     await link.close()
     finally:
         go.set()
+
+
+async def test_what_is_cancelled_before_it_has_a_thread_never_begins(daemon, caplog):
+    worker, arrived, go, seen = Worker(threads=1), trio.Event(), threading.Event(), []
+    token = trio.lowlevel.current_trio_token()
+
+    @worker.http_request
+    def request(request):
+        seen.append(request.path)
+        token.run_sync_soon(arrived.set)
+        assert go.wait(PATIENCE)
+
+    try:
+        async with working(worker, daemon.path):
+            link = await daemon.accept()
+            first = await link.request("GET", "/1")
+            await arrived.wait()
+            second = await link.request("GET", "/2")
+            await link.say(wire.Cancel(n=second), wire.Ping(n=1))
+            await link.heard(wire.Pong)
+            go.set()
+            assert {(await link.heard(wire.Response)).n for _ in range(2)} == {first, second}
+    finally:
+        go.set()
+    assert seen == ["/1"]
+    assert "was cancelled" in caplog.text
 
 
 async def test_a_daemon_that_does_not_greet_is_given_up(daemon, autojump_clock):

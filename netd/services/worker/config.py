@@ -98,7 +98,8 @@ class WorkerConfig(Section):
     """For one handler of a session; then it is cancelled."""
     hang: float = live(10.0, gt=0, le=300)
     """A worker that does not answer a ping, does not read, or does not end what was cancelled within this time is hung:
-    it is disconnected, and killed if it is the daemon's own."""
+    it is disconnected, and killed if it is the daemon's own. For a request whose client has gone, this time begins when
+    its request_timeout is over."""
     ping: float = live(5.0, gt=0, le=300)
     """Between two pings."""
     hello_timeout: float = live(10.0, gt=0, le=120)
@@ -115,7 +116,8 @@ class WorkerConfig(Section):
     buffer: int = live(4 * 1024 * 1024, ge=64 * 1024, le=256 * 1024 * 1024)
     """While so much waits for a worker to read, it is handed nothing more, and nothing more is read from it."""
     window: int = live(16, ge=1, le=1024)
-    """Events of one session that a worker has in hand at once: those are lost if it goes."""
+    """Events of one session that a worker has in hand at once: those are lost if it goes. More than before counts for
+    workers that connect from then on."""
     session_queue: int = live(256, ge=1, le=100_000)
     """Messages of one session that wait for its worker; past it nothing more is read from the client."""
     session_bytes: int = live(1024 * 1024, ge=1024, le=256 * 1024 * 1024)

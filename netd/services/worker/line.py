@@ -4,15 +4,15 @@
 
 Rules:
 - the pool and the hub only append to what waits to be written (`tell`), and never wait; what waits past `buffer` stops
-  the reader, and the pool sees that there is no room;
-- a line ends once, and says why where the worker may still read it; a hung one is not waited for;
+  the reader, as do _ANSWERS verbs that wait for an answer, and the pool sees that there is no room;
+- a line ends once, and says why where the worker may still read it; a hung one is hardly waited for;
 - what goes wrong with one line stays with it.
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import structlog
 import trio
@@ -22,7 +22,7 @@ from netd.errors import ProtocolError
 from netd.services.worker.protocol import Conversation
 from netd.services.worker.seats import Worker
 from netd.services.worker.views import WorkerView
-from netd.wire.workers import VERSION, Done, Drain, Goodbye, Hello, Leave, Response, Welcome
+from netd.wire.workers import VERSION, Answer, Done, Drain, Error, Goodbye, Hello, Leave, Response, Welcome
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -31,11 +31,15 @@ if TYPE_CHECKING:
     from netd.services.worker.pool import Pool
     from netd.services.worker.programs import Program
     from netd.services.worker.verbs import Verbs
-    from netd.wire.workers import FromWorker, ToWorker
+    from netd.wire.workers import FromWorker, ToWorker, Verb
 
 _READ = 65536
+_ANSWERS = 1024
+"""Verbs that may wait for an answer, which may be of `max_frame` each."""
 _FAREWELL = 2.0
 """Seconds for a goodbye, and what waits before it, to be read."""
+_SHORT = 0.2
+"""The same for a hung worker: enough for one that reads but whose handlers do not end."""
 
 log = structlog.get_logger("netd.worker")
 
@@ -93,12 +97,16 @@ class Line:
         """Whoever waits for less to wait."""
         self._over = trio.Event()
         self._gone = False
+        self._asked = 0
+        """Verbs that wait for an answer."""
+        self._window = config.window
+        """What its welcome said."""
 
     # --- the pool's link ---
 
     @property
     def room(self) -> bool:
-        return self._size < self.config.buffer and self.goodbye is None
+        return self._size < self.config.buffer and self.goodbye is None and not self._gone
 
     def tell(self, message: ToWorker) -> bool:
         if self.goodbye is not None or self._gone:
@@ -111,6 +119,10 @@ class Line:
         if data is None:
             return False
         self._push(data)
+        if isinstance(message, Answer | Error) and message.ref is not None:
+            self._asked -= 1
+            if self._asked == _ANSWERS - 1:
+                self._relief.unpark_all()
         return True
 
     def finished(self) -> None:
@@ -125,14 +137,25 @@ class Line:
                 nursery.start_soon(self._write)
                 nursery.start_soon(self._read)
                 await self._over.wait()
-                if not self.hung and not self._gone:
-                    with trio.move_on_after(_FAREWELL):
+                if not self._gone:
+                    with trio.move_on_after(_SHORT if self.hung else _FAREWELL):
                         while self._size:
                             await self._relief.park()
                 nursery.cancel_scope.cancel()
         finally:
-            self._leave()
-            self._stream.socket.close()
+            self.shut()
+
+    def shut(self) -> None:
+        """It is over, as far as it ever began. Safe to call again."""
+        self._leave()
+        self._stream.socket.close()
+
+    def reconfigure(self, config: WorkerConfig) -> None:
+        """Other limits from now on."""
+        self.config = config
+        if self.worker is not None:
+            # more than was promised in the welcome, its end could not keep
+            self.worker.window = min(config.window, self._window)
 
     def end(self, goodbye: Goodbye) -> None:
         """Say so, and end it. Only the first counts."""
@@ -234,9 +257,7 @@ class Line:
                 data = await self._stream.receive_some(_READ)
                 if not data:
                     break
-                self._receive(data)
-                while self._size >= self.config.buffer and self.goodbye is None:
-                    await self._relief.park()
+                await self._receive(data)
             else:
                 return
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
@@ -246,13 +267,16 @@ class Line:
         self._lose()
 
     def _lose(self) -> None:
-        self._leave()
         self._gone = True
+        self._leave()
         self._over.set()
 
-    def _receive(self, data: bytes) -> None:
+    async def _receive(self, data: bytes) -> None:
         conversation = self.conversation
         for message in conversation.receive(data):
+            # after each of them: a short question may have a long answer
+            while (self._size >= self.config.buffer or self._asked >= _ANSWERS) and self.goodbye is None:
+                await self._relief.park()
             if self.goodbye is not None:
                 return
             self._take(message)
@@ -277,10 +301,13 @@ class Line:
         elif isinstance(message, Leave):
             self.retire(self.config.drain, asked=True)
         else:
-            self._verbs.perform(message, self.tell)  # type: ignore[arg-type]  # Pong stays in the conversation
+            verb = cast("Verb", message)  # Pong stays in the conversation
+            self._asked += verb.ref is not None
+            self._verbs.perform(verb, self.tell)
 
     def _welcome(self, hello: Hello) -> None:
         config, pool = self.config, self._pool
+        self._window = config.window
         number, pool.next_id = pool.next_id, pool.next_id + 1
         self.worker = Worker(
             number,

@@ -14,6 +14,7 @@ Rules:
   known to hang; the rest waits here, where it can still go elsewhere;
 - past `session_queue` messages, `session_bytes` or `max_bytes` of all, nothing more is read from the client, until half
   of its own is handed over. What was read already is still taken in;
+- a client that goes has its request cancelled, but nobody is hung for it sooner than if it had stayed;
 - with no worker connected messages are echoed, and requests refused; but for `wait` seconds after the last has gone,
   both wait for the next. What waits after that is echoed, and refused;
 - an end that nobody has heard of is kept for at most `max_ended` sessions; past that the oldest are forgotten.
@@ -24,7 +25,7 @@ Left out: connections and time (service.py), what workers ask for (verbs.py).
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
 from netd.errors import ApplicationError
@@ -60,8 +61,10 @@ class Pool:
         self.workers: dict[int, Worker] = {}
         self.seats: dict[Session, Seat] = {}
         """Of sessions that are there. Empty while no worker that takes sessions was ever connected."""
-        self._ended: dict[str, Seat] = {}
-        """By id, of sessions that are over."""
+        self._ended: OrderedDict[Seat, None] = OrderedDict()
+        """Of sessions that are over."""
+        self._latest: dict[str, Seat] = {}
+        """By id, the last of them: several stays may have had one id."""
         self._alone: dict[Seat, None] = {}
         """Seats without a worker."""
         self._line: dict[Ticket, None] = {}
@@ -81,7 +84,6 @@ class Pool:
     def join(self, worker: Worker) -> None:
         """A worker is there: it gets what waits, and sessions that have none."""
         self.workers[worker.id] = worker
-        worker.line = deque()
         self.joined += 1
         if worker.takes_sessions:
             for session in self._sessions():
@@ -102,6 +104,7 @@ class Pool:
             return
         why = "cannot answer: the worker went down over it" if status == 502 else "cannot answer: the worker hangs"
         self._expect(worker)
+        worker.state = "leaving"  # or what follows an end that it had in hand would be handed to it
         open, worker.open = worker.open, {}
         for item in open.values():
             worker.lost += 1
@@ -114,7 +117,9 @@ class Pool:
         worker.busy.clear()
         worker.line.clear()
         for seat in list(worker.seats):
-            seat.open, seat.cancelled, seat.ready = None, None, False
+            if seat.worker is not worker:
+                continue  # it followed another, and went where that is said
+            seat.open, seat.cancelled = None, None
             if seat.ended and not seat.queue:
                 self._remove(seat)  # its end was what got lost
             else:
@@ -130,8 +135,7 @@ class Pool:
         self._expect(worker)
         worker.line.clear()
         for seat in list(worker.seats):
-            seat.ready = False
-            if not seat.open:
+            if not seat.open and seat.worker is worker:
                 self._move(seat)
         self._finish(worker)
 
@@ -159,7 +163,7 @@ class Pool:
             worker.busy.pop(seat, None)
             if seat.ended and not seat.queue:
                 self._remove(seat)
-            elif worker.state == "leaving":
+            elif self._passed_over(worker):
                 self._move(seat)
             elif seat.waiting:
                 self._queue_up(seat)
@@ -245,8 +249,8 @@ class Pool:
                 self._give_up()
             return False
         worker = seat.worker
-        if worker is not None and "message" not in worker.handlers:
-            return False
+        if worker is not None and "message" not in worker.handlers and not self._passed_over(worker) and not seat.queue:
+            return False  # behind what waits for an earlier worker, it waits too
         if seat.queue is None:
             seat.queue = deque()
         seat.queue.append(data)
@@ -269,7 +273,7 @@ class Pool:
         """A session is over."""
         seat = self.seats.pop(session, None)
         if seat is not None:
-            self._end(seat, code, reason)
+            self._end(seat, Ended(code, reason, session.application_token))
 
     def resumed(self, session: Session, former: str) -> None:
         """A session has another id: for workers that is the end of one and the beginning of another."""
@@ -280,7 +284,8 @@ class Pool:
             self._remove(seat)  # nobody has heard of it
         else:
             self._unpause(seat)
-            self._end(seat, 1000, f"resumed {session.id}")
+            # its token is that of the resumed one by now
+            self._end(seat, Ended(1000, f"resumed {session.id}", seat.token_told))
         self.opened(session)
 
     def state_changed(self, session: Session) -> None:
@@ -318,7 +323,8 @@ class Pool:
             self.requests["timeout"] += 1
         worker = ticket.worker
         if worker is not None and ticket.n in worker.open:
-            ticket.cancelled = self._clock()
+            # it has no less time to end than if its client had stayed: a client that goes shall bring no worker down
+            ticket.cancelled = max(self._clock(), ticket.since + self.config.request_timeout)
             worker.cancelled += 1
             worker.stuck += 1
             worker.link.tell(Cancel(ticket.n))
@@ -334,6 +340,12 @@ class Pool:
         """Who may have sessions: those with a `message` handler before those with only the others."""
         some = [each for each in self.workers.values() if each.state == "serving" and each.takes_sessions]
         return [each for each in some if "message" in each.handlers] or some
+
+    def _passed_over(self, worker: Worker) -> bool:
+        """Its sessions are to become others' as soon as it has nothing of them in hand."""
+        if worker.state == "leaving" or "message" in worker.handlers:
+            return worker.state == "leaving"
+        return any(each.state == "serving" and "message" in each.handlers for each in self.workers.values())
 
     def _takes_sessions(self) -> bool:
         return bool(self._candidates()) or self._clock() < self._sessions_until
@@ -351,7 +363,7 @@ class Pool:
 
     def _seat(self, session: Session) -> Seat:
         seat = self.seats[session] = Seat(session)
-        earlier = self._ended.get(seat.id)
+        earlier = self._latest.get(seat.id)
         if earlier is not None:
             seat.after, earlier.before = earlier, seat
         self._alone[seat] = None
@@ -372,30 +384,30 @@ class Pool:
 
     def _move(self, seat: Seat) -> None:
         """From its worker to another."""
-        worker = seat.worker
-        if worker is not None:
-            worker.seats.pop(seat, None)
-        seat.worker, seat.told = None, None
+        self._take_from_its_worker(seat)
+        seat.told = None
         if seat.seen and seat.ended and not seat.queue:
             self._remove(seat)
             return
         self._alone[seat] = None
         self._pin(seat)
 
-    def _end(self, seat: Seat, code: int, reason: str) -> None:
+    def _end(self, seat: Seat, end: Ended) -> None:
         seat.ended, seat.paused = True, False
         if not seat.seen and not seat.queue:
             self._remove(seat)  # no worker need ever know
             return
         if seat.worker is None and self._clock() >= self._sessions_until:
+            self._forget_queue(seat)
             self._remove(seat)
             return
         if seat.queue is None:
             seat.queue = deque()
-        seat.queue.append(Ended(code, reason, seat.session.application_token))
-        self._ended[seat.id] = seat
+        seat.queue.append(end)
+        self._ended[seat] = None
+        self._latest[seat.id] = seat
         if len(self._ended) > self.config.max_ended:
-            oldest = next((each for each in self._ended.values() if not each.open), None)
+            oldest = next((each for each in self._ended if not each.open), None)
             if oldest is not None:
                 self._forget_queue(oldest)
                 self._remove(oldest)
@@ -408,17 +420,27 @@ class Pool:
         """Nothing of it is left to be told."""
         if self.seats.get(seat.session) is seat:
             del self.seats[seat.session]
-        if self._ended.get(seat.id) is seat:
-            del self._ended[seat.id]
+        self._ended.pop(seat, None)
+        if self._latest.get(seat.id) is seat:
+            del self._latest[seat.id]
+            if seat.after is not None:
+                self._latest[seat.id] = seat.after
         self._alone.pop(seat, None)
-        if seat.worker is not None:
-            seat.worker.seats.pop(seat, None)
-            seat.worker = None
+        self._take_from_its_worker(seat)
+        earlier, seat.after = seat.after, None
         following, seat.before = seat.before, None
+        if earlier is not None:
+            earlier.before = following
         if following is not None:
-            following.after = None
+            following.after = earlier
             if following.worker is not None:
                 self._step(following)
+
+    def _take_from_its_worker(self, seat: Seat) -> None:
+        worker, seat.worker = seat.worker, None
+        if worker is not None:
+            worker.seats.pop(seat, None)
+            worker.line.pop(seat, None)
 
     def _forget_queue(self, seat: Seat) -> None:
         queue, seat.queue = seat.queue, None
@@ -433,15 +455,11 @@ class Pool:
             queue, seat.queue = seat.queue, None
             self.bytes -= seat.bytes
             seat.bytes = 0
-            if seat.ended:
-                self.dropped += sum(not isinstance(each, Ended) for each in queue or ())
-                self._remove(seat)
-                continue
             for data in queue or ():
                 if not isinstance(data, Ended):
-                    self._echo(seat.session, data)
+                    self._say_back(seat, data)
             self._unpause(seat)
-            if not seat.seen:
+            if seat.ended or not seat.seen:
                 self._remove(seat)
 
     # --- inside: handing over ----------------------------------------------------------------------------------------
@@ -450,7 +468,7 @@ class Pool:
         """Something waits in a seat that has a worker."""
         worker = seat.worker
         assert worker is not None
-        if seat.after is not None or seat.ready:
+        if seat.after is not None or seat in worker.line:
             return
         if seat.open:
             # its turn is not over; but while others wait for theirs it gets no more
@@ -464,26 +482,24 @@ class Pool:
             self._hand_over(seat)
 
     def _queue_up(self, seat: Seat) -> None:
-        worker = seat.worker
-        assert worker is not None
-        if not seat.ready:
-            seat.ready = True
-            worker.line.append(seat)
+        assert seat.worker is not None
+        seat.worker.line[seat] = None
 
     def _advance(self, worker: Worker) -> None:
         """Give those in the line their turn, as far as the worker has hands."""
         line = worker.line
-        while line and worker.link.room and (line[0].open or len(worker.busy) < worker.sessions_at_once):
-            seat = line.popleft()
-            seat.ready = False
-            if seat.worker is worker and seat.after is None:
-                self._hand_over(seat)
+        while line and worker.link.room:
+            seat = next(iter(line))
+            if not seat.open and len(worker.busy) >= worker.sessions_at_once:
+                break
+            del line[seat]
+            self._hand_over(seat)
 
     def _hand_over(self, seat: Seat, *, more: bool = True) -> None:
         """As much as its window takes. Not `more`: others are waiting, and what it has in hand is enough."""
         worker = seat.worker
         assert worker is not None
-        if worker.state == "leaving" or not more:
+        if not more or self._passed_over(worker):
             return
         while seat.waiting and (seat.open is None or len(seat.open) < worker.window):
             if not worker.link.room:
@@ -504,14 +520,25 @@ class Pool:
             return
         assert seat.queue is not None
         data = seat.queue.popleft()
+        if not isinstance(data, Ended):
+            seat.bytes -= len(data)
+            self.bytes -= len(data)
+            if "message" not in worker.handlers:  # the one that it waited for had a handler
+                self._say_back(seat, data)
+                return
         if seat.told is None or (seat.told != seat.state() and not isinstance(data, Ended)):
             self._introduce(seat, worker)
         if isinstance(data, Ended):
             self._open(seat, worker, lambda n: SessionClosed(n, seat.id, data.token, data.code, data.reason))
             return
-        seat.bytes -= len(data)
-        self.bytes -= len(data)
         self._open(seat, worker, lambda n: Message(n, seat.id, data))
+
+    def _say_back(self, seat: Seat, data: str | bytes) -> None:
+        """There is no worker for it."""
+        if seat.ended:
+            self.dropped += 1
+        else:
+            self._echo(seat.session, data)
 
     def _introduce(self, seat: Seat, worker: Worker) -> None:
         seat.told = seat.state()
@@ -585,7 +612,7 @@ class Pool:
 
     @property
     def waiting_events(self) -> int:
-        return sum(seat.waiting for seat in (*self.seats.values(), *self._ended.values()))
+        return sum(seat.waiting for seat in (*self.seats.values(), *self._ended))
 
     @property
     def unassigned(self) -> int:

@@ -8,7 +8,8 @@ Rules:
 - what it may do is what runtime/programs.py leaves it; stdout and stderr go to the log, line by line, `log_rate` of
   them a second;
 - one that ends unasked is a warning of the service's health until one of its place has said hello;
-- nobody waits for long for its end: what the kernel cannot kill yet is left alone.
+- nobody waits for long for its end, and a cancelled one is killed and reaped: what the kernel cannot kill yet is left
+  alone.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import structlog
 import trio
 
 from netd.budget import Bucket
-from netd.runtime.programs import DEATH, how, launch, signal_group
+from netd.runtime.programs import DEATH, how, launch, reap, signal_group
 
 if TYPE_CHECKING:
     from netd.runtime.programs import Account
@@ -157,8 +158,7 @@ class Programs:
                 place.killed.set()
         finally:
             place.pid = None
-            if process.returncode is None:
-                signal_group(process.pid, signal.SIGKILL)
+            if not reap(process):
                 log.warning("worker program is left alone: it was killed and is not gone yet", pid=process.pid)
             if process.stdout is not None:
                 await trio.aclose_forcefully(process.stdout)

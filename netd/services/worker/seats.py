@@ -8,20 +8,24 @@ Rules:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
 from netd.wire.workers import SessionState
 
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from netd.errors import ApplicationError
+    from netd.hub.grants import Grant
     from netd.hub.session import Session
     from netd.wire.workers import Handler, HttpRequest, HttpResponse, ToWorker
 
-State = Literal["serving", "leaving"]
+Stage = Literal["serving", "leaving"]
 """serving: it gets work. leaving: only what it has in hand is still its own."""
+State: TypeAlias = "tuple[str | None, Mapping[str, str], Grant, bytes | None]"
+"""Of a session: name, tags, grants, application token."""
 
 
 class Link(Protocol):
@@ -59,7 +63,6 @@ class Seat:
         "open",
         "paused",
         "queue",
-        "ready",
         "seen",
         "session",
         "since",
@@ -87,9 +90,7 @@ class Seat:
         """The session is over."""
         self.seen = False
         """A worker was told that it opened."""
-        self.ready = False
-        """It stands in its worker's line."""
-        self.told: tuple[object, ...] | None = None
+        self.told: State | None = None
         """What its worker was told of the session last; None: nothing."""
         self.after: Seat | None = None
         """The seat of an earlier session with this id, whose end a worker has yet to hear of."""
@@ -104,7 +105,12 @@ class Seat:
         """Events that wait to be handed over."""
         return len(self.queue or ()) + (not self.seen)
 
-    def state(self) -> tuple[object, ...]:
+    @property
+    def token_told(self) -> bytes | None:
+        """What its worker was told last of what the application has set."""
+        return None if self.told is None else self.told[-1]
+
+    def state(self) -> State:
         """What a worker is told of the session, to be compared."""
         session = self.session
         return session.name, session.tags, session.grants, session.application_token
@@ -191,12 +197,13 @@ class Worker:
         self.sessions_at_once = sessions_at_once
         self.requests_at_once = requests_at_once
         self.window = window
-        self.state: State = "serving"
+        self.state: Stage = "serving"
         self.seats: dict[Seat, None] = {}
         """Sessions that are its own."""
         self.busy: dict[Seat, None] = {}
         """Those of which it has something in hand."""
-        self.line: deque[Seat]
+        self.line: OrderedDict[Seat, None] = OrderedDict()
+        """Those of which something waits for it to have a hand free, in order."""
         self.open: dict[int, Seat | Ticket] = {}
         """What it has in hand, by number."""
         self.requests = 0

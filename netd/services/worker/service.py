@@ -9,7 +9,8 @@
 Rules:
 - sessions belong to the pool: a replacement takes them over with what waits of them. Workers are drained and come again
   by themselves; the daemon's own end, and the replacement has started its own by then;
-- a stop lets workers hear of what happened until then, for as long as half of the time there is;
+- a stop lets workers hear of what happened until then, for as long as half of the time there is; they come again when
+  the daemon does, unless it was by hand that one was told to go;
 - who is no worker (another account, one too many, no hello) is told why and closed.
 
 Left out: what goes to whom (pool.py), what workers ask for (verbs.py).
@@ -59,6 +60,9 @@ if TYPE_CHECKING:
 
 _FAREWELL = 1.0
 """Seconds for the last goodbyes."""
+
+_OFTEN = 0.01
+"""Seconds between two looks at the workers, at the least."""
 
 log = structlog.get_logger("netd.worker")
 
@@ -225,9 +229,7 @@ class WorkerService:
         if self._room.owner is self:
             self._pool.config = config
         for line in self._lines:
-            line.config = config
-            if line.worker is not None:
-                line.worker.window = config.window
+            line.reconfigure(config)
 
     @property
     def config(self) -> WorkerConfig:
@@ -332,6 +334,7 @@ class WorkerService:
         except Exception:
             log.exception("worker's connection failed inside", pid=line.pid)
         finally:
+            line.shut()
             del self._lines[line]
             self._ended(line)
             self._progress.unpark_all()
@@ -389,7 +392,7 @@ class WorkerService:
             now = trio.current_time()
             for line in list(self._lines):
                 line.look(now)
-            await trio.sleep(min(1.0, config.ping / 2, config.hang / 4, config.message_timeout / 4))
+            await trio.sleep(max(_OFTEN, min(1.0, config.ping / 2, config.hang / 4, config.message_timeout / 4)))
 
     async def _drain(self) -> None:
         """Workers finish what they have in hand, and go."""
@@ -402,13 +405,13 @@ class WorkerService:
                     await self._progress.park()
         left = max(0.0, by - trio.current_time())
         for line in list(self._lines):
-            line.retire(left, retry=replaced)
+            line.retire(left, retry=True)  # when there is a daemon again, it wants its workers
         self._programs.stop()
         with trio.move_on_at(by):
             while self._lines:
                 await self._progress.park()
         for line in list(self._lines):
-            line.end(Goodbye("stopping", "the time for what it had in hand is up", replaced))
+            line.end(Goodbye("stopping", "the time for what it had in hand is up", True))
         with trio.move_on_after(_FAREWELL):
             while self._lines:
                 await self._progress.park()

@@ -35,7 +35,9 @@ async def request(request: Request) -> Response:
     if (request.method, request.path) != ("POST", "/auth"):
         return Response(404, "Not Found")
     try:
-        user = str(request.json()["userId"])
+        user = request.json()["userId"]
+        if not isinstance(user, str) or not 0 < len(user) <= 50:
+            raise ValueError
     except (ValueError, KeyError, TypeError):
         return Response(400, {"error": "say {userId: NAME}"})
     return Response(body={"token": jwt.encode({"userId": user, "exp": time.time() + HOUR}, SECRET, "HS256")})
@@ -46,7 +48,7 @@ async def message(session: Session, data: str | bytes, token: bytes | None) -> N
     try:
         said = json.loads(data)
         kind = said["type"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         await worker.send(session, {"type": "error", "message": "say {type: authenticate | whoami}"})
         return
     if kind == "authenticate":

@@ -29,9 +29,9 @@ def message(session: Session, data: str | bytes, token: bytes | None) -> None:
     try:
         said = json.loads(data)
         kind, room = said["type"], said["room"]
-        if not isinstance(room, str) or not 0 < len(room) <= 50:
+        if not isinstance(room, str) or not 0 < len(room) <= 50 or not room.isprintable():
             raise ValueError
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         worker.send(session, {"type": "error", "message": "say {type: join | leave | message, room: NAME}"})
         return
     match kind:
@@ -45,7 +45,7 @@ def message(session: Session, data: str | bytes, token: bytes | None) -> None:
             now = round(time.time() * 1000)
             tell(room, {"type": "chat-message", "userId": session.id, "text": said.get("text"), "timestamp": now})
         case _:
-            worker.send(session, {"type": "error", "message": f"cannot {kind}"})
+            worker.send(session, {"type": "error", "message": f"cannot {ascii(kind)[:50]}"})
 
 
 @worker.session_closed

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 
@@ -27,13 +27,15 @@ from netd.wire.workers import (
 )
 
 REQUEST = HttpRequest("GET", "/", [])
+HANDLERS = ("message", "http_request")
 
 
 class Link:
     """A worker's end: what it was told, and what of that it has in hand."""
 
-    def __init__(self, heard: list[tuple[str, Any]]) -> None:
+    def __init__(self, heard: list[tuple[str, Any]], handlers: tuple[str, ...] = HANDLERS) -> None:
         self.heard = heard
+        self.handlers = handlers
         self.told: list[Any] = []
         self.open: dict[int, Any] = {}
         self.known: set[str] = set()
@@ -47,6 +49,7 @@ class Link:
             return False
         self.told.append(message)
         if isinstance(message, Message):
+            assert "message" in self.handlers
             self.heard.append((message.session, message.data))
         if isinstance(message, (SessionOpened, SessionKnown)):
             self.known.add(message.session.id)
@@ -102,8 +105,8 @@ class House:
         )
         self.links: dict[Worker, Link] = {}
 
-    def join(self, *, sessions: int = 2, requests: int = 1, handlers: tuple[str, ...] = ("message", "http_request")):
-        link = Link(self.heard)
+    def join(self, *, sessions: int = 2, requests: int = 1, handlers: tuple[str, ...] = HANDLERS):
+        link = Link(self.heard, handlers)
         worker = Worker(
             self.pool.next_id,
             link,
@@ -155,16 +158,21 @@ class Pools(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.house = House()
+        self.house = House(max_ended=3)
         self.count = 0
         self.said: dict[str, list[str]] = defaultdict(list)
         self.asked: list[Any] = []
 
-    @rule(target=workers, sessions=st.integers(1, 3), requests=st.integers(1, 2))
-    def join(self, sessions: int, requests: int) -> Any:
+    @rule(
+        target=workers,
+        sessions=st.integers(1, 3),
+        requests=st.integers(1, 2),
+        handlers=st.sampled_from([HANDLERS, HANDLERS, ("session_opened", "http_request")]),
+    )
+    def join(self, sessions: int, requests: int, handlers: tuple[str, ...]) -> Any:
         if len(self.house.pool.workers) >= 4:
             return multiple()
-        return self.house.join(sessions=sessions, requests=requests)
+        return self.house.join(sessions=sessions, requests=requests, handlers=handlers)
 
     @rule(worker=workers)
     def crash(self, worker: Worker) -> None:
@@ -180,6 +188,13 @@ class Pools(RuleBasedStateMachine):
     def open(self) -> Session:
         self.count += 1
         return self.house.open(f"s{self.count}")
+
+    @rule(target=sessions, session=sessions)
+    def resume(self, session: Session) -> Any:
+        """A client takes up the stay of one that is over, under its id."""
+        if any(each.id == session.id for each in self.house.sessions):
+            return multiple()
+        return self.house.open(session.id)
 
     @rule(session=sessions)
     def close(self, session: Session) -> None:
@@ -265,7 +280,7 @@ class Pools(RuleBasedStateMachine):
         if not hasattr(self, "house"):
             return
         pool = self.house.pool
-        seats = {*pool.seats.values(), *pool._ended.values(), *pool._alone}
+        seats = {*pool.seats.values(), *pool._ended, *pool._alone}
         for worker in pool.workers.values():
             seats |= set(worker.seats)
         waiting = [data for seat in seats for data in seat.queue or () if isinstance(data, str)]
@@ -296,7 +311,9 @@ class Pools(RuleBasedStateMachine):
         assert set(house.pool.seats) == set(house.sessions)
 
 
-Pools.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Pools.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 TestPools = Pools.TestCase
 
 
@@ -392,3 +409,86 @@ def test_the_end_of_workers_leaves_nothing_waiting():
     assert house.echoed[-1] == ("alice", "alice.4")
     with pytest.raises(ApplicationError):
         house.pool.ask(REQUEST, outcomes.append)
+
+
+def test_what_waits_behind_the_end_of_an_earlier_stay_is_not_lost_with_the_worker():
+    house = House()
+    worker, alice = house.join(), house.open("alice")
+    house.done(worker, 1)
+    house.close(alice)  # which the worker has in hand
+    again = house.open("alice")
+    house.say(again, "alice.0")
+    house.leave(worker)
+    other = house.links[house.join()]
+    assert [type(message) for message in other.told] == [SessionOpened, Message]
+    assert house.pool.lost == 1
+
+
+def test_what_waits_of_a_session_that_ends_as_the_wait_is_over_is_counted_no_more():
+    house = House()
+    house.leave(house.join())
+    alice = house.open("alice")
+    house.say(alice, "alice.0")
+    house.now += 6
+    house.close(alice)  # before the look that gives it up
+    assert house.pool.bytes == 0
+    assert house.pool.dropped == 1
+
+
+def test_a_session_in_the_hands_of_a_worker_without_a_message_handler_goes_to_one_that_has():
+    house = House()
+    first, alice = house.join(handlers=("session_opened",)), house.open("alice")
+    second = house.join(handlers=("message",))
+    house.say(alice, "alice.0")
+    assert house.echoed == []
+    house.done(first, 1)
+    assert [type(message) for message in house.links[second].told] == [SessionKnown, Message]
+
+
+def test_what_waits_is_echoed_where_the_only_worker_left_has_no_message_handler():
+    house = House(window=1)
+    worker, alice = house.join(), house.open("alice")
+    house.say(alice, "alice.0")
+    house.join(handlers=("session_opened",))
+    house.leave(worker)
+    assert house.echoed == [("alice", "alice.0")]
+
+
+def test_what_is_echoed_stands_behind_what_waits():
+    house = House(window=1)
+    worker, alice = house.join(), house.open("alice")
+    house.say(alice, "alice.0")
+    other = house.join(handlers=("session_opened",))
+    house.links[other].room = False
+    house.leave(worker)
+    house.say(alice, "alice.1")
+    assert house.echoed == []
+    house.links[other].room = True
+    house.pool.relieved(other)
+    assert house.echoed == [("alice", "alice.0"), ("alice", "alice.1")]
+
+
+def test_a_client_that_goes_has_nobody_hung_before_the_time_of_its_request_is_up():
+    house = House(request_timeout=30, hang=10)
+    worker = house.join()
+    ticket = house.pool.ask(REQUEST, lambda outcome: None)
+    house.now = 1
+    house.pool.abandon(ticket)
+    assert isinstance(house.links[worker].told[-1], Cancel)
+    house.now = 39
+    assert house.pool.look() == []
+    house.now = 41
+    assert house.pool.look() == [worker]
+
+
+def test_a_client_that_comes_and_goes_under_one_id_leaves_no_more_than_others_may():
+    house = House(max_ended=3)
+    worker = house.join(sessions=1)
+    house.open("busy")
+    for number in range(10):
+        session = house.open("alice")
+        house.say(session, f"alice.{number}")
+        house.close(session)
+    assert sum(seat.ended for seat in worker.seats) == 3
+    assert len(worker.line) == 1  # the others stand behind it
+    assert house.pool.waiting_events == 3 * len(["opened", "message", "closed"])

@@ -7,12 +7,22 @@ import pytest
 from fastapi import Depends, FastAPI
 from pydantic import ValidationError
 
+from netd.client import shapes
 from netd.net.rest import Access, Caller, known_query, render_errors, set_caller
 from netd.services.worker import api
 from netd.services.worker.config import WorkerConfig
 from netd.services.worker.notices import Joined, Left
+from netd.services.worker.views import ProgramView, WorkerSnapshot, WorkerView
 from netd.settings import Settings
 from tests.services.worker.lab import eventually, serving
+
+
+def test_the_client_calls_everything_what_the_daemon_does():
+    of_the_daemon = (WorkerView, ProgramView, api.WorkerStatus)
+    of_the_client = (shapes.WorkerInfo, shapes.WorkerProgram, shapes.WorkerStatus)
+    for here, there in zip(of_the_daemon, of_the_client, strict=True):
+        assert set(here.__annotations__) == set(there.__annotations__)
+    assert {"running", *WorkerSnapshot.__annotations__} == set(api.WorkerStatus.__annotations__)
 
 
 def front(service, access: Access = Access.WRITE) -> httpx.AsyncClient:

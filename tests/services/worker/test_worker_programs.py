@@ -100,7 +100,7 @@ async def test_the_daemons_own_is_started_without_privileges_and_again_when_it_e
             alice.tell("/self")
             own = json.loads(await heard(alice))
             bounding = own["CapBnd"].strip()
-            assert {own[key].strip() for key in ("CapEff", "CapPrm", "CapAmb")} == {"0" * 16}
+            assert {own[key].strip() for key in ("CapInh", "CapEff", "CapPrm", "CapAmb")} == {"0" * 16}
             assert bounding == "0" * 16 or os.geteuid() != 0
             assert (own["NoNewPrivs"].strip(), own["cwd"], own["stdin"]) == ("1", "/", "")
             assert own["environment"]["NETD_WORKER_SOCKET"] == str(tmp_path / "worker.sock")
@@ -178,6 +178,17 @@ async def test_a_stop_ends_them(tmp_path):
         await house.settle(None)
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+async def test_those_of_a_service_that_is_cancelled_are_reaped(tmp_path):
+    with trio.CancelScope() as scope:
+        async with serving(tmp_path, **OWN) as house:
+            await working(house)
+            pid = house.service.snapshot().programs[0].pid
+            scope.cancel()
+            await trio.sleep_forever()
+    with pytest.raises(ProcessLookupError):  # a zombie would still be there
+        os.kill(pid, 0)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,15 @@ import os
 
 import pytest
 import trio
+import trio.testing
 
 from netd.errors import ApplicationError
+from netd.hub.config import HubConfig, Namespace
 from netd.hub.seams import Echo
 from netd.wire.messages import BinaryEvent, TextEvent
 from netd.wire.workers import (
+    Answer,
+    AskHistory,
     Cancel,
     Done,
     Drain,
@@ -24,6 +28,7 @@ from netd.wire.workers import (
     SessionClosed,
     SessionKnown,
     SessionOpened,
+    SetToken,
 )
 from tests.services.worker.lab import asking, eventually, serving
 
@@ -319,19 +324,23 @@ async def test_a_session_that_resumes_ends_under_one_id_and_begins_under_the_oth
         alice.tell("hi")
         await worker.next(SessionKnown)  # she has a name now
         message = await worker.next(Message)
+        assert await worker.ask(SetToken, session=alice.session.id, token=b"hers") is True
+        await worker.next(SessionKnown)
         house.hub.close(alice.session)
         closed = await worker.next(SessionClosed)
+        assert closed.token == b"hers"
         again = house.person()
         temporary = await worker.next(SessionOpened)
         again.hello(resume=secret)
         assert again.session.id == alice.session.id
         ended = await worker.next(SessionClosed)
-        assert ended.session == temporary.session.id
+        assert (ended.session, ended.token) == (temporary.session.id, None)
         # the worker has yet to say that the former has ended
         await worker.quiet()
         await worker.done(first, message, closed)
         resumed = await worker.next(SessionOpened)
         assert (resumed.session.id, resumed.session.name) == (alice.session.id, "alice")
+        assert resumed.session.token == b"hers"
 
 
 async def test_a_reload_of_what_takes_another_generation_keeps_sessions_and_brings_workers_back(tmp_path):
@@ -496,3 +505,61 @@ async def test_the_peer_that_the_kernel_names_is_shown(tmp_path):
         view = house.service.workers()[0]
         assert (view.name, view.pid, view.uid, view.library) == ("chat", os.getpid(), os.geteuid(), "mine 1.0")
         assert Goodbye("x").retry is False
+
+
+async def test_a_daemon_that_stops_wants_its_workers_back_and_one_that_was_told_by_hand_stays_away(tmp_path):
+    async with serving(tmp_path) as house:
+        first, second = await house.worker(), await house.worker()
+        house.service.drain(first.welcome.worker)
+        goodbye = await first.over()
+        assert (goodbye.code, goodbye.retry) == ("drained", False)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.settle, None)
+            goodbye = await second.over()
+            assert (goodbye.code, goodbye.retry) == ("drained", True)
+            await second.gone()
+
+
+async def test_short_questions_with_long_answers_wait_for_the_worker_to_read(tmp_path):
+    rules = {"subscribe": "anyone", "publish": "anyone", "history": "anyone", "history_size": 10}
+    hub = HubConfig(namespace=[Namespace(name="public", **rules)])
+    async with serving(tmp_path, hub=hub, buffer=64 * 1024) as house:
+        for _ in range(10):
+            house.hub.publish(b"public:room", "x" * 1000)
+        worker = await house.worker()
+        await worker.say(*(AskHistory(channel=b"public:room", ref=n) for n in range(1, 1001)))
+        await eventually(lambda: house.service.workers()[0].queued_bytes >= 64 * 1024)
+        assert house.service.workers()[0].queued_bytes < 64 * 1024 + 2 * 11_000
+        assert [(await worker.next(Answer)).ref for _ in range(1000)] == list(range(1, 1001))
+
+
+async def test_questions_that_wait_for_another_machine_are_bounded(tmp_path, monkeypatch):
+    async with serving(tmp_path) as house:
+        held = []
+        monkeypatch.setattr(house.hub.backplane, "history", lambda channel, since, limit, answer: held.append(answer))
+        worker = await house.worker()
+        await worker.say(*(AskHistory(channel=b"public:room", ref=n) for n in range(1, 1501)))
+        await eventually(lambda: len(held) == 1024)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(held) == 1024
+        for at in range(1500):
+            await eventually(lambda at=at: len(held) > at)
+            held[at](None)
+        assert {(await worker.next(Answer)).ref for _ in range(1500)} == set(range(1, 1501))
+
+
+async def test_a_wider_window_is_for_workers_that_were_told_of_it(tmp_path):
+    async with serving(tmp_path, window=2) as house:
+        worker = await house.worker()
+        alice = house.person()
+        await worker.done(await worker.next(SessionOpened))
+        house.service.reconfigure(house.service.config.model_copy(update={"window": 3}))
+        for number in range(4):
+            alice.tell(str(number))
+        assert [(await worker.next(Message)).data for _ in range(2)] == ["0", "1"]
+        await worker.quiet()
+        await worker.gone()
+        other = await house.worker()
+        assert other.welcome.window == 3
+        await other.next(SessionKnown)
+        assert [(await other.next(Message)).data for _ in range(2)] == ["2", "3"]
