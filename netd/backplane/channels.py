@@ -6,9 +6,10 @@ Rules:
 - a message of a channel without history is delivered here at once, always; one with a history when it comes back from
   Redis with its offset, so that all machines deliver in one order;
 - who hears a channel is told where this machine is in it, which may be behind Redis: what is between follows;
-- after a time without Redis those that heard messages without offsets are told where they are (Ok without `ref`). Who
-  comes back to this machine from a place among such messages is told that it may have missed something, as nobody knows
-  which of them it had.
+- after a time without Redis those that heard messages without offsets are told where they are (Ok without `ref`). If
+  one of them leaves before, or shortly after as that may not have reached it, who comes back to this machine from a
+  place before such messages is told that it may have missed something: nobody knows which of them it had. (On another
+  machine it may hear them twice.)
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ PAGE = 500
 """Messages of one page, when a channel is brought level."""
 PAGE_BYTES = 8 * 2**20
 """Bytes of one page, about; a recovery that takes more fails."""
+_NOWHERE = "-"
+"""The epoch of a place before everything: no channel has it."""
 
 
 class Channels(Desk):
@@ -62,7 +65,7 @@ class Channels(Desk):
         )
         body, now = envelopes.encode(said), self._monotonic()
         entry = Entry(said.sequence, said.channel, body, kept, publication, here, at=now)
-        if here and kept:
+        if not self.online:
             self.outgoing.loosen(entry)
         for each in self.outgoing.add(entry):
             self._deliver_here(each.content, each.kept)
@@ -81,7 +84,7 @@ class Channels(Desk):
             answer(None)
             return
         if channel in self._hub.heard:
-            self.tracks.begin(channel)
+            self.tracks.begin(channel, self._hub.clock())
         if not self.online:
             answer(self._page_without(channel, since))
             return
@@ -99,7 +102,7 @@ class Channels(Desk):
         if not self._rules(channel).history_size:
             answer(None)
             return
-        track = self.tracks.begin(channel) if channel in self._hub.heard else None
+        track = self.tracks.begin(channel, self._hub.clock()) if channel in self._hub.heard else None
         if track is not None and track.epoch is not None:
             # when its messages had no offsets lately, nobody knows what comes after the last one
             answer(None if track.loose else Position(track.epoch, track.offset))
@@ -129,7 +132,7 @@ class Channels(Desk):
             channel = self._level.pop()
             track = self.tracks.get(channel)
             if track is not None and track.epoch is not None:
-                track.loose = False
+                track.loose, track.levelled = False, self._monotonic()
                 self._tell_place(channel, track.epoch, track.offset)
 
     # --- what comes and goes ---
@@ -138,15 +141,17 @@ class Channels(Desk):
         """Without an offset."""
         if kept:
             self.figures.loose += 1
-            if (track := self.tracks.get(publication.channel)) is not None:
+            track = self.tracks.get(publication.channel)
+            if track is None and publication.channel in self._hub.heard:
+                track = self.tracks.begin(publication.channel, self._hub.clock())
+            if track is not None:
                 track.loose = True
         self._hub.deliver(publication)
 
     def _publishing(self) -> Call:
         entries = self.outgoing.batch(BATCH, BATCH_BYTES)
         keys = [self._key(b"q:", self.node), self._prefix + b"era"]
-        now = round(self._hub.clock() * 1000)
-        arguments: list[Any] = [self.lane, seed(), now, round(self.config.remember)]
+        arguments: list[Any] = [self.lane, seed(), round(self.config.remember)]
         for entry in entries:
             rules = self._rules(entry.channel)
             keys += [self._prefix + b"c:" + entry.channel, self._prefix + b"h:" + entry.channel]
@@ -164,6 +169,8 @@ class Channels(Desk):
         own = said.node == self.node
         first = own or self.tracks.first(said.node, said.sequence)
         if epoch is not None:
+            if self.tracks.get(said.channel) is None and said.channel in self._hub.heard:
+                self.tracks.begin(said.channel)  # its namespace keeps a history since a reload
             verdict = self.tracks.admit(said.channel, epoch, offset, "" if own else said.node, said.sequence)
             if verdict == "gap":
                 self._fetch(said.channel)
@@ -205,7 +212,7 @@ class Channels(Desk):
         if epoch is not None and channel in self._level:
             self._level.discard(channel)
             if (track := self.tracks.get(channel)) is not None:
-                track.loose = False
+                track.loose, track.levelled = False, self._monotonic()
             self._tell_place(channel, epoch, offset - 1)
 
     def _tell_place(self, channel: bytes, epoch: str, offset: int) -> None:
@@ -213,9 +220,9 @@ class Channels(Desk):
 
     def _fetch(self, channel: bytes) -> None:
         track = self.tracks.get(channel)
-        if track is None or track.epoch is None:
+        if track is None or (track.epoch is None and not track.unplaced):
             return
-        since = Position(track.epoch, track.offset)
+        since = Position(track.epoch or _NOWHERE, track.offset)
 
         def arrived(result: Any) -> None:
             found = None if result is None else self._read_page(channel, result)
@@ -239,6 +246,8 @@ class Channels(Desk):
                     continue
             self._level_before(channel, epoch, each.offset)
             self._hub.deliver(_publication(each.content, epoch, each.offset))
+        if fetched.placed:
+            self._level.add(channel)
         if fetched.regressed:
             self._renew(channel)
         if fetched.again:
@@ -257,7 +266,7 @@ class Channels(Desk):
         keys = [self._prefix + b"era", self._prefix + b"c:" + channel, self._prefix + b"h:" + channel]
         arguments: list[Any] = [
             seed(),
-            round(self._hub.clock() * 1000),
+            rules.history_size,
             round(self.config.remember),
             round(rules.history_seconds * 1000),
             PAGE_BYTES,
@@ -282,7 +291,7 @@ class Channels(Desk):
                 if not isinstance(said, Said) or said.channel != channel:
                     raise ValueError("it is of another channel")
                 measure(said.data)
-                found.append(Kept(int(offset), said.node, said.sequence, said))
+                found.append(Kept(int(offset), said.node, said.sequence, said, said.time))
             except (ValueError, TypeError, Refusal):
                 self.figures.unreadable += 1
         return epoch, newest, found
@@ -303,7 +312,7 @@ class Channels(Desk):
         if since is not None:
             complete = complete and known
             complete = complete and not any(
-                each.node == self.node and self.outgoing.was_loose(each.sequence) for each in kept
+                each.node == self.node and self.outgoing.was_carried(each.sequence) for each in kept
             )
         found = [_publication(each.content, epoch, each.offset).kept() for each in kept[:limit]]
         return Page(epoch, newest, found, complete)

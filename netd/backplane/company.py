@@ -32,8 +32,12 @@ if TYPE_CHECKING:
 
 HERE = 200
 """Sessions of one call that writes who is here."""
+UNSURE = 300.0
+"""Seconds after which whoever was told where it is has heard it, or has another connection."""
 MAX_TOLD = 2000
 """Sessions of a dead node whose leaving is told."""
+PRESENCE = 3600
+"""Seconds that presence in Redis lasts if its node does not renew it, and no other one is there to remove it."""
 _ALL = b""
 """In the place of a channel: all sessions of a node."""
 _client = msgspec.msgpack.Encoder().encode
@@ -48,6 +52,8 @@ class Company(Desk):
     """To be mixed into the backplane."""
 
     # --- the hub's side ---
+
+    at_once = False
 
     @property
     def others(self) -> bool:
@@ -101,14 +107,16 @@ class Company(Desk):
             self._write_here(_ALL if channel is None else channel, [session])
 
     def left(self, channel: bytes | None, session: Session, *, last: bool) -> None:
+        track = None if channel is None else self.tracks.get(channel)
+        if track is not None and (track.loose or self._monotonic() - track.levelled < UNSURE):
+            self.outgoing.carry()
         if channel is not None and last:
             self.tracks.end(channel)
             self._level.discard(channel)
         if self.online and not session.internal:
             name = _ALL if channel is None else channel
             if channel is None or self._rules(name).track_presence:
-                keys = [self._present(self.node, name), self._key(b"i:", self.node)]
-                self._push(Call("here", keys, [name, session.id, b""], ignore))
+                self._write_gone(name, session.id)
 
     def changed(self, session: Session, former: str | None = None) -> None:
         """Its name, tags or id are others."""
@@ -116,8 +124,7 @@ class Company(Desk):
             return
         for channel in (_ALL, *(session.channels or ())):
             if former is not None:
-                keys = [self._present(self.node, channel), self._key(b"i:", self.node)]
-                self._push(Call("here", keys, [channel, former, b""], ignore))
+                self._write_gone(channel, former)
             self._write_here(channel, [session])
 
     def revoke(self, made: Revocation) -> None:
@@ -151,6 +158,16 @@ class Company(Desk):
             for start in range(0, len(there), HERE):
                 self._write_here(channel, there[start : start + HERE])
 
+    def _tell_back(self) -> None:
+        """Others were told that the clients of this node had left: they are back. Of no more than MAX_TOLD."""
+        left = MAX_TOLD
+        for channel, place in self._hub.heard.items():
+            if place.realm.rules.join_leave:
+                for session in place.subscribers:
+                    if not session.internal and left:
+                        left -= 1
+                        self._say(News(self.node, channel, True, session.id, session.name))
+
     # --- what comes, and what Redis answers ---
 
     def _take(self, envelope: envelopes.Envelope) -> None:
@@ -177,11 +194,17 @@ class Company(Desk):
             case Count():
                 self.questions.answered(envelope.ask, envelope.node, envelope.count)
             case News():
+                session = hub.sessions.get(envelope.session)
+                if not envelope.joined and session is not None:  # somebody took this node for dead
+                    if envelope.channel in (session.channels or ()):
+                        self._say(News(self.node, envelope.channel, True, session.id, session.name))
+                    return
                 kind = Joined if envelope.joined else Left
                 hub.news(envelope.channel, kind(envelope.session, envelope.name, **channel_fields(envelope.channel)))
             case Revoked():
                 self._take_revocation(Revocation(envelope.kind, envelope.value, envelope.since, envelope.until))
             case Alive():
+                self._fresh.add(envelope.node)
                 if envelope.node not in self.nodes and len(self.nodes) < MAX_NODES:
                     self.nodes[envelope.node] = NodeInfo(envelope.node, envelope.node.rpartition(".")[0])
             case Gone():
@@ -195,6 +218,10 @@ class Company(Desk):
         if not self.online or not self.nodes:
             answer(here)
             return
+        if self.waiting > self.config.queue_bytes or len(self._calls) > self.config.queue_messages:
+            self.figures.refused += 1
+            answer(here)
+            return
         until = self._monotonic() + self.config.answers
         self._say(envelope(self.questions.ask(self.nodes, here, until, answer)))
 
@@ -203,6 +230,7 @@ class Company(Desk):
 
     def _forget(self, node: str) -> None:
         if node != self.node:
+            self._fresh.discard(node)
             self.nodes.pop(node, None)
             self.questions.gone(node)
             self.tracks.forget([node])
@@ -217,13 +245,16 @@ class Company(Desk):
         except (ValueError, TypeError, IndexError, AttributeError):
             self.figures.unreadable += 1
             return
-        for node in set(self.nodes) - {node for node, _ in others}:
+        fresh = [(node, info) for node, info in self.nodes.items() if node in self._fresh]
+        for node in set(self.nodes) - {node for node, _ in (*fresh, *others)}:
             self._forget(node)
-        self._meet(others)
+        self._meet((*fresh, *others))
         if not known:  # it was taken for dead, or Redis was emptied
+            self._say(Alive(self.node))
             self.write_presence()
             for made in self._hub.revocations.all():
                 self._store_revocation(made)
+            self.resync()
         for node in dead:
             if node != self.node:
                 self._reap(node)
@@ -253,11 +284,25 @@ class Company(Desk):
     def _write_here(self, channel: bytes, sessions: list[Session]) -> None:
         if channel != _ALL and not self._rules(channel).track_presence:
             return
-        arguments: list[Any] = [channel]
+        arguments: list[Any] = [PRESENCE, channel]
         for session in sessions:
             arguments += [session.id, _client(seen.client(session))]
         keys = [self._present(self.node, channel), self._key(b"i:", self.node)]
         self._push(Call("here", keys, arguments, ignore))
+
+    def _write_gone(self, channel: bytes, session: str) -> None:
+        keys = [self._present(self.node, channel), self._key(b"i:", self.node)]
+        self._push(Call("here", keys, [PRESENCE, channel, session, b""], ignore))
+
+    def _last(self, cursor: bytes) -> None:
+        """Have what Redis knows of who is here last, page after page."""
+
+        def answered(result: Any) -> None:
+            if isinstance(result, bytes) and result != b"0":
+                self._last(result)
+
+        keys = [self._key(b"i:", self.node)]
+        self._push(Call("last", keys, [PRESENCE, self._key(b"p:", self.node) + b":", cursor], answered))
 
     def _take_revocation(self, made: Revocation) -> None:
         if self._hub.revoked(made):
@@ -265,11 +310,7 @@ class Company(Desk):
 
     def _store_revocation(self, made: Revocation) -> None:
         field = f"{made.kind}:{made.value}".encode()
-        self._push(Call("", [], [b"HSET", self._prefix + b"revoked", field, _revocation(made)], ignore))
-
-    def _drop_revocation(self, made: Revocation) -> None:
-        field = f"{made.kind}:{made.value}".encode()
-        self._push(Call("", [], [b"HDEL", self._prefix + b"revoked", field], ignore))
+        self._push(Call("revoke", [self._prefix + b"revoked"], [field, _revocation(made)], ignore))
 
     def _words(self) -> bytes:
         return _info(self.words())

@@ -44,7 +44,8 @@ class BackplaneConfig(Section):
     enabled: bool = live(True)
     """Talk to Redis, where `hub.backplane` is "redis"; without, it is as if Redis were away."""
     url: Url = replace("redis://127.0.0.1:6379")
-    """Where Redis is: "redis://HOST:PORT/DB", "rediss://..." (TLS), or "unix:/path/of/the.sock"."""
+    """Where Redis is: "redis://HOST:PORT/DB", "rediss://..." (TLS), or "unix:/path/of/the.sock"
+    (netd's account has to be in the socket's group)."""
     username: str | None = replace(None, min_length=1, max_length=128)
     """Whom to log in as; unset: Redis' default user."""
     password: SecretStr | None = replace(None)
@@ -71,7 +72,8 @@ class BackplaneConfig(Section):
     expiry: float = replace(10.0, ge=0.5, le=600)
     """A machine that gives no sign of life for so long is gone: its clients have left. At least 3 heartbeats."""
     answers: float = live(1.0, ge=0.05, le=30)
-    """How long to wait for other machines: how many sessions a direct message reached, or were kicked."""
+    """How long to wait for other machines: how many sessions a direct message reached, or were kicked. Where more than
+    `queue_bytes` of these, or `queue_messages`, wait for Redis, they are about this machine alone."""
     remember: float = replace(604_800.0, ge=60, le=31_536_000)
     """How long Redis remembers a channel's place after its last message; then it begins a new epoch."""
 

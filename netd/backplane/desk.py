@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from netd.hub.hub import Hub
 
 
+MAX_CALLS = 100_000
+"""Questions that may wait for Redis, besides two for each channel."""
+
+
 @dataclass(slots=True)
 class Call:
     """Something to ask of Redis: a script by its name, or "" for a plain command. `answer` is called once, with None if
@@ -98,6 +102,16 @@ class Desk:
         self._lost: set[bytes] = set()
         self._all_lost = False
         self._level: set[bytes] = set()
+        self.waiting = 0
+        """Bytes that wait to be said to the others, but for messages of channels."""
+        self.flooded = False
+        """Redis takes less than there is to be asked: nothing but beginning anew gets that level."""
+        self._fresh: set[str] = set()
+        """Nodes that came since the latest heartbeat was asked for: its answer may not have them."""
+        self._been = False
+        """It has been there, and has not said goodbye since."""
+        self._lasting = 0.0
+        """When presence has to be renewed."""
         prefix = config.prefix.encode()
         self._prefix = prefix
         self.lane = prefix + b"lane"
@@ -107,6 +121,9 @@ class Desk:
         """Other bounds; prefix and node are fixed."""
         self.config = config
         self.outgoing.max_messages, self.outgoing.max_bytes = config.queue_messages, config.queue_bytes
+
+    def resync(self) -> None:
+        raise NotImplementedError
 
     def _rules(self, channel: bytes) -> Namespace:
         return self._hub.history_rules(channel)
@@ -124,13 +141,30 @@ class Desk:
 
     def _push(self, call: Call) -> None:
         self._calls.append(call)
+        self.waiting += _size(call)
+        if len(self._calls) > MAX_CALLS + 2 * len(self._hub.heard):
+            self.flooded = True
         self.on_call()
+
+    def _pop(self) -> Call:
+        call = self._calls.popleft()
+        self.waiting -= _size(call)
+        return call
+
+    @property
+    def asking(self) -> bool:
+        """There are questions to be sent."""
+        return bool(self._calls)
 
     def _key(self, kind: bytes, node: str) -> bytes:
         return self._prefix + kind + node.encode()
 
     def _present(self, node: str, channel: bytes) -> bytes:
         return self._key(b"p:", node) + b":" + channel
+
+
+def _size(call: Call) -> int:
+    return len(call.arguments[-1]) if not call.script else 0
 
 
 def seed() -> str:

@@ -1,4 +1,5 @@
-"""What goes out and what comes in, so that nothing is lost and nothing comes twice. Pure.
+"""What goes out and what comes in, so that nothing is lost and nothing comes twice. Pure. Above 400 lines, as it is one
+argument, which a model checks as a whole (tests/backplane/test_ledger.py).
 
     Outgoing   what this node has said and Redis has not given back yet, in order
     Tracks     how far this node has come in each channel that it hears and that has a history
@@ -14,12 +15,14 @@ Rules:
 - a channel is fetched from history where an offset is missing, and after every time without Redis. What comes
   meanwhile is left to the history too; so nothing has to be kept for it;
 - a channel that has another epoch than it had is of a Redis that has lost something. What was delivered already is then
-  known by who said it, as in a channel each node's sequences ascend. An epoch that ends in "~" goes on with the offsets
+  known by who said it, as in a channel each node's sequences ascend; so it is for who began to hear a channel while
+  Redis was away. An epoch that ends in "~" goes on with the offsets
   of the one before it.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 
 MAX_RANGES = 64
 """Times without Redis of which it is remembered what was said in them."""
+MAX_SPEAKERS = 1024
+"""Nodes of which it is remembered what they said last."""
 MAX_LOST = 10_000
 """Channels that lost messages and are known by name; past that all channels count as such."""
 
@@ -64,6 +69,8 @@ class Outgoing:
         self._entries: dict[int, Entry] = {}
         self._unsent: deque[int] = deque()
         self._loose: deque[list[int]] = deque(maxlen=MAX_RANGES)
+        self._carried: deque[tuple[int, int]] = deque(maxlen=2 * MAX_RANGES)
+        self._known_carried = True
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -132,7 +139,8 @@ class Outgoing:
         found = [entry for entry in self._entries.values() if not entry.delivered]
         for entry in found:
             entry.delivered = True
-            self.loosen(entry)
+        if found:
+            self._loosen(found[0].sequence, found[-1].sequence)
         for entry in [entry for entry in self._entries.values() if entry.confirmed]:
             self._remove(entry)
         self._unsent = deque(self._entries)
@@ -149,18 +157,31 @@ class Outgoing:
         self._remove(entry)
 
     def loosen(self, entry: Entry) -> None:
-        """It was delivered here without an offset though its channel has a history."""
-        if not entry.kept:
-            return
-        sequence = entry.sequence
-        if self._loose and self._loose[-1][0] <= sequence <= self._loose[-1][1] + 1:
-            self._loose[-1][1] = max(self._loose[-1][1], sequence)
+        """It was delivered here without an offset. Those whose channels have no history count too: a time without Redis
+        is one range, whatever is said in it."""
+        self._loosen(entry.sequence, entry.sequence)
+
+    def _loosen(self, first: int, last: int) -> None:
+        self._known_carried = False
+        latest = self._loose[-1] if self._loose else None
+        if latest is not None and latest[0] <= last and first <= latest[1] + 1:
+            latest[:] = min(latest[0], first), max(latest[1], last)
         else:
-            self._loose.append([sequence, sequence])
+            self._loose.append([first, last])
 
     def was_loose(self, sequence: int) -> bool:
         """Whether it was delivered here without its offset, as far as remembered."""
         return any(first <= sequence <= last for first, last in self._loose)
+
+    def carry(self) -> None:
+        """Somebody who heard messages without their offsets has gone, and may come back from the place before them."""
+        if not self._known_carried:
+            self._known_carried = True
+            self._carried.extend((first, last) for first, last in self._loose if (first, last) not in self._carried)
+
+    def was_carried(self, sequence: int) -> bool:
+        """Whether somebody may have it without knowing its place, as far as remembered."""
+        return any(first <= sequence <= last for first, last in self._carried)
 
     def take_lost(self) -> tuple[bool, set[bytes]]:
         """(all channels are, the channels that are) to begin new epochs; forgotten here."""
@@ -194,15 +215,24 @@ class Track:
     offset: int = 0
     fetching: bool = False
     again: bool = False
-    """Something came meanwhile, so the history has to be asked once more."""
+    """Something of another epoch came meanwhile, so the history has to be asked once more."""
+    ahead: int = 0
+    """The highest offset that came meanwhile: a page that reaches it has everything."""
     foreign: bool = False
     """Redis has lost something while this node was away: what is new is told by who said it."""
     loose: bool = False
     """Messages were delivered here without an offset since."""
+    levelled: float = -math.inf
+    """When those who heard such were told where they are, by a monotonic clock."""
     began: int = 0
     """The offset when it began to be heard."""
     said: dict[str, int] = field(default_factory=dict)
     """The latest sequence of each other node that was delivered."""
+    since: float = 0.0
+    """When it began to be heard, in wall-clock seconds."""
+    unplaced: bool = False
+    """That was while Redis was away: of its history those messages are new that were said since. Of a node that was
+    known by then its sequences tell, of any other its clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +243,8 @@ class Kept:
     node: str
     sequence: int
     content: Any
+    time: float = 0.0
+    """When it was said, in wall-clock seconds."""
 
 
 @dataclass(slots=True)
@@ -225,6 +257,8 @@ class Fetched:
     """Messages that were missed for good."""
     regressed: bool = False
     """The history is behind what was delivered: Redis has lost something."""
+    placed: bool = False
+    """Its place is known only now."""
 
 
 class Tracks:
@@ -244,9 +278,12 @@ class Tracks:
     def get(self, channel: bytes) -> Track | None:
         return self._tracks.get(channel)
 
-    def begin(self, channel: bytes) -> Track:
+    def begin(self, channel: bytes, now: float = 0.0) -> Track:
         """The channel is heard."""
-        return self._tracks.setdefault(channel, Track())
+        track = self._tracks.get(channel)
+        if track is None:
+            track = self._tracks[channel] = Track(since=now)
+        return track
 
     def end(self, channel: bytes) -> None:
         """It is heard no more."""
@@ -255,7 +292,7 @@ class Tracks:
     def settle(self, channel: bytes, epoch: str, offset: int) -> Track:
         """Redis has told where it is: this counts if nothing of it has come yet."""
         track = self._tracks.get(channel)
-        if track is None:
+        if track is None or track.unplaced:
             return Track(epoch, offset)
         if track.epoch is None:
             track.epoch, track.offset, track.began = epoch, offset, offset
@@ -265,8 +302,19 @@ class Tracks:
         """Another node's message came on the lane, in order: whether for the first time."""
         if sequence <= self._latest.get(node, 0):
             return False
+        if node not in self._latest and len(self._latest) >= MAX_SPEAKERS:
+            del self._latest[next(iter(self._latest))]
         self._latest[node] = sequence
         return True
+
+    def _note(self, track: Track, node: str, sequence: int) -> None:
+        """So far this node's messages are delivered. Nodes that are gone for good make place for new ones."""
+        said = track.said
+        if node not in said and len(said) >= MAX_SPEAKERS:
+            gone = [each for each in said if each not in self._latest] or [next(iter(said))]
+            for each in gone:
+                del said[each]
+        said[node] = sequence
 
     def admit(self, channel: bytes, epoch: str, offset: int, node: str = "", sequence: int = 0) -> Verdict:
         """A message came on the lane; of another node, with who that is. gap: ask for the history since the track's
@@ -275,36 +323,46 @@ class Tracks:
         if track is None:
             return "new"
         if track.fetching:
-            track.again = True
+            if track.epoch == epoch:
+                track.ahead = max(track.ahead, offset)
+            else:
+                track.again = True
             return "held"
-        if track.epoch == epoch:
-            if offset <= track.offset:
-                return "old"
-            if offset > track.offset + 1:
-                track.fetching = True
-                return "gap"
         if track.epoch is None:
             track.began = offset - 1
+        elif track.epoch == epoch and offset <= track.offset:
+            return "old"
+        elif track.epoch != epoch or offset > track.offset + 1:
+            # of another epoch: Redis has lost something, and others may have said more since than came this way
+            track.fetching, track.ahead = True, 0
+            return "gap"
         track.epoch, track.offset = epoch, offset
         if node:
             if sequence <= track.said.get(node, 0):
                 return "old"  # it was said again to a Redis that had forgotten it
-            track.said[node] = sequence
+            self._note(track, node, sequence)
         return "new"
 
     def missed(self) -> list[bytes]:
         """Something may have been missed. Returns the channels whose history has to be asked for."""
         found = []
         for channel, track in self._tracks.items():
-            if track.epoch is not None:
-                track.fetching, track.again = True, False
+            if track.epoch is not None or track.unplaced:
+                track.fetching, track.again, track.ahead = True, False, 0
                 found.append(channel)
         return found
+
+    def joining(self) -> None:
+        """Redis is there again: what began to be heard meanwhile has a place in its history, which `missed` finds."""
+        for track in self._tracks.values():
+            if track.epoch is None and not track.unplaced:
+                track.unplaced, track.said = True, dict(self._latest)
 
     def cut(self) -> None:
         """Redis is away: nothing is being fetched any more."""
         for track in self._tracks.values():
             track.fetching = track.again = False
+            track.ahead = 0
 
     def page(self, channel: bytes, epoch: str, newest: int, entries: Iterable[Kept], here: str = "") -> Fetched:
         """A page of the history since the track's position came (of another epoch: since its beginning). `here` is this
@@ -313,7 +371,7 @@ class Tracks:
         track = self._tracks.get(channel)
         if track is None or not track.fetching:
             return fetched
-        if track.epoch is None:
+        if track.epoch is None and not track.unplaced:
             track.epoch, track.offset, track.began, track.fetching = epoch, newest, newest, False
             return fetched
         entries = list(entries)
@@ -334,16 +392,21 @@ class Tracks:
             if track.foreign and each.offset <= track.began:
                 continue
             if each.node != here:
-                if each.sequence <= track.said.get(each.node, 0):
+                latest = track.said.get(each.node)
+                if each.sequence <= (latest or 0):
                     continue
-                track.said[each.node] = each.sequence
+                if latest is None and track.unplaced and each.time < track.since:
+                    continue
+                self._note(track, each.node, each.sequence)
             fetched.new.append(each)
         if track.offset < newest and not entries:
             fetched.lost += newest - track.offset
             track.offset = newest
-        fetched.again = track.offset < newest or track.again
+        fetched.again = track.offset < newest or track.again or track.ahead > newest
         track.again = False
         if not fetched.again:
+            if track.unplaced:
+                fetched.placed, track.unplaced, track.began = True, False, newest
             track.fetching = track.foreign = False
         return fetched
 

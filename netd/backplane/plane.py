@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from netd.backplane import envelopes
 from netd.backplane.channels import Channels
-from netd.backplane.company import Company, read_revocation
+from netd.backplane.company import PRESENCE, Company, read_revocation
 from netd.backplane.desk import Call, NodeInfo, ignore, seed
 from netd.backplane.envelopes import Alive, Gone, Revoked, Said
 from netd.backplane.nodes import MAX_NODES
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from netd.hub.hub import Hub
+
+
+_LATE = 6
+"""Timeouts after which a message that Redis took and nobody has seen since is delivered here all the same."""
 
 
 class RedisBackplane(Channels, Company):
@@ -41,7 +45,7 @@ class RedisBackplane(Channels, Company):
         self._turn = not self._turn
         if self.online and self.outgoing.unsent and (self._turn or not self._calls):
             return self._publishing()
-        return self._calls.popleft() if self._calls else None
+        return self._pop() if self._calls else None
 
     def joining(self) -> Call:
         """What a connection begins with, before `connected`."""
@@ -66,22 +70,19 @@ class RedisBackplane(Channels, Company):
     def connected(self, result: Any, others: Iterable[tuple[str, NodeInfo]]) -> None:
         """Redis is there, both lanes are heard, and it has answered `joining`."""
         self.online = True
+        self.flooded = False
         self._meet(others)
-        now = self._hub.clock()
         known = set()
-        for each in result[1:] if isinstance(result, list) else ():
+        for each in result[2:] if isinstance(result, list) else ():
             try:
                 made = read_revocation(each)
             except (ValueError, TypeError, RecursionError):
                 self.figures.unreadable += 1
                 continue
-            known.add((made.kind, made.value))
-            if made.until <= now:
-                self._drop_revocation(made)
-            else:
-                self._take_revocation(made)
+            known.add(made)
+            self._take_revocation(made)
         for made in self._hub.revocations.all():
-            if (made.kind, made.value) not in known:
+            if made not in known:  # it was made while Redis was away, or made anew
                 self._store_revocation(made)
                 self._say(Revoked(self.node, made.kind, made.value, made.since, made.until))
         for channel in self._lost:
@@ -89,6 +90,10 @@ class RedisBackplane(Channels, Company):
         self._lost, self._all_lost = set(), False
         self._say(Alive(self.node))
         self.write_presence()
+        if self._been and isinstance(result, list) and result[1]:
+            self._tell_back()
+        self._been = True
+        self.tracks.joining()
         self.resync()
         self.on_call()
 
@@ -100,6 +105,7 @@ class RedisBackplane(Channels, Company):
         for entry in self.outgoing.cut():
             self._deliver_here(entry.content, entry.kept)
         calls, self._calls = self._calls, deque()
+        self.waiting = 0
         for call in calls:
             call.answer(None)
         self.questions.finish_all()
@@ -129,11 +135,22 @@ class RedisBackplane(Channels, Company):
                 self._look(result)
             answer(result)
 
-        arguments = [self.node, self._words(), round(self.config.expiry * 1000), MAX_NODES]
+        arguments = [self.node, self._words(), round(self.config.expiry * 1000), MAX_NODES, PRESENCE]
+        self._fresh = set()
         self._push(Call("beat", keys, arguments, answered))
+        if begun >= self._lasting:
+            self._lasting = begun + PRESENCE / 4
+            self._last(b"0")
+        if not self.online:
+            return
+        everything, lost = self.outgoing.take_lost()
+        self._all_lost = self._all_lost or everything  # joining again does that
+        for channel in lost:
+            self._renew(channel)
         for entry in self.outgoing.strayed(begun - 2 * self.config.timeout):
             track = self.tracks.get(entry.channel)
-            if track is not None and track.epoch is not None:
+            late = entry.at < begun - _LATE * self.config.timeout  # not even the history has it
+            if track is not None and track.epoch is not None and not late:
                 if not track.fetching:
                     track.fetching = True
                     self._fetch(entry.channel)
@@ -143,6 +160,7 @@ class RedisBackplane(Channels, Company):
 
     def leave(self) -> Call:
         """What a node says last."""
+        self._been = False
         keys = [self._prefix + b"nodes", self._prefix + b"nodes:info", self._key(b"i:", self.node)]
         return Call("reap", keys, [self.node, self._key(b"p:", self.node) + b":", 0, 0], ignore)
 

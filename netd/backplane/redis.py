@@ -23,6 +23,7 @@ import logging
 import ssl
 import time
 from collections import deque
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
@@ -37,7 +38,7 @@ from netd.backplane.inbound import Inbound
 from netd.errors import NetdError, sole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncGenerator, Callable
 
     from coredis.connection import BaseConnection
 
@@ -49,7 +50,11 @@ LEAST = (6, 2)
 """The oldest version that has what the scripts use."""
 WINDOW = 64
 """Calls that may wait for their answers on the connection."""
+PUSHED = "_push_message_buffer_out"
+"""Where coredis keeps what it was pushed, which it does not promise: without it push_messages does, with less behind
+the bounds of the inbound queue."""
 _SLICE = 0.002
+_LAST_SLICE = 0.05
 
 _TROUBLES = (exceptions.RedisError, OSError, trio.TooSlowError)  # TimeoutError is an OSError
 
@@ -99,13 +104,15 @@ async def serve(
     *,
     online: Callable[[], None],
     leaving: trio.Event,
+    stays: Callable[[], bool],
 ) -> None:
     """One life of the connection: returns when `leaving` is set and everything has been said, else raises Away.
 
-    `online` is called when the plane is connected.
+    `stays`: the node does not end with this life, so that there is no goodbye. `online` is called when the plane is
+    connected.
     """
     try:
-        await _Life(plane, config, password, context).run(online, leaving)
+        await _Life(plane, config, password, context).run(online, leaving, stays)
     except BaseExceptionGroup as group:
         error = _first(group)
         if isinstance(error, Away):
@@ -150,10 +157,11 @@ class _Life:
         self._waiting: deque[tuple[Any, Call]] = deque()
         self._room = trio.Event()
         self._sent = trio.Event()
+        self._answered = trio.Event()
         self._loaded: dict[str, Any] = {}
         self._inbound = Inbound(config.inbound_messages, config.inbound_bytes, lambda: self._news.set())
 
-    async def run(self, online: Callable[[], None], leaving: trio.Event) -> None:
+    async def run(self, online: Callable[[], None], leaving: trio.Event, stays: Callable[[], bool]) -> None:
         plane, config = self._plane, self._config
         try:
             async with trio.open_nursery() as nursery:
@@ -185,10 +193,14 @@ class _Life:
                 nursery.start_soon(self._check_lanes)
                 nursery.start_soon(self._expire)
                 await leaving.wait()
-                await self._leave()
+                await self._leave(stays)
                 nursery.cancel_scope.cancel()
         finally:
             plane.on_call = _nothing
+            if plane.online:  # what has come already is here
+                until = time.perf_counter() + _LAST_SLICE
+                while len(self._inbound) and time.perf_counter() < until:
+                    plane.arrived(self._inbound.take())
             waiting, self._waiting = self._waiting, deque()
             for _, call in waiting:
                 call.answer(None)
@@ -234,6 +246,11 @@ class _Life:
             while len(self._waiting) < WINDOW and (call := self._plane.next_call()) is not None:
                 self._waiting.append((self._request(call), call))
                 self._sent.set()
+            if self._plane.flooded:
+                raise Away(
+                    f"cannot use Redis at {self._config.url}: more is asked of it than it answers",
+                    "see whether it is overloaded, or give it a faster machine",
+                )
             if len(self._waiting) >= WINDOW:
                 self._room = trio.Event()
                 await self._room.wait()
@@ -251,6 +268,7 @@ class _Life:
             result = await request
             self._waiting.popleft()
             self._room.set()
+            self._answered.set()
             call.answer(result)
             if call.script == "publish" and isinstance(result, list) and result[1]:
                 why = result[1].decode("utf-8", "replace")[:200]
@@ -258,8 +276,19 @@ class _Life:
 
     async def _hear(self) -> None:
         lanes = {self._plane.lane, self._plane.own_lane}
-        # push_messages would give one for each turn of the loop, and its buffer has no bound
-        buffer = self._lanes._push_message_buffer_out
+        buffer = getattr(self._lanes, PUSHED, None)
+        async with aclosing(self._lanes.push_messages if buffer is None else self._drained(buffer)) as everything:
+            async for kind, *rest in everything:
+                if kind == b"message" and isinstance(rest[1], bytes):
+                    self._inbound.put(rest[1])
+                elif kind == b"subscribe":
+                    lanes.discard(rest[0])
+                    if not lanes:
+                        self._subscribed.set()
+
+    async def _drained(self, buffer: MemoryObjectReceiveStream[Any]) -> AsyncGenerator[Any, None]:
+        """What coredis' push_messages gives, but all that is there at once rather than one for each turn of the loop:
+        its buffer has no bound."""
         while True:
             try:
                 pushed = buffer.receive_nowait()
@@ -268,23 +297,14 @@ class _Life:
                     pushed = await buffer.receive()
                 except (anyio.EndOfStream, anyio.ClosedResourceError, anyio.BrokenResourceError):
                     raise self._lost() from None
-            kind, *rest = pushed
-            if kind == b"message" and isinstance(rest[1], bytes):
-                self._inbound.put(rest[1])
-            elif kind == b"subscribe":
-                lanes.discard(rest[0])
-                if not lanes:
-                    self._subscribed.set()
+            yield pushed
 
     async def _hear_refusals(self) -> None:
         """What it says to SUBSCRIBE when it will not."""
-        buffer = self._lanes._streamed_message_buffer_out
-        try:
-            while True:
-                if isinstance(said := await buffer.receive(), Exception):
+        async with aclosing(self._lanes.streamed_messages) as answers:
+            async for said in answers:
+                if isinstance(said, Exception):
                     raise said
-        except (anyio.EndOfStream, anyio.ClosedResourceError, anyio.BrokenResourceError):
-            raise self._lost() from None
 
     async def _deliver(self) -> None:
         plane, inbound = self._plane, self._inbound
@@ -322,13 +342,15 @@ class _Life:
             await trio.sleep(self._plane.config.answers / 4)
             self._plane.questions.expire(trio.current_time())
 
-    async def _leave(self) -> None:
+    async def _leave(self, stays: Callable[[], bool]) -> None:
         """Say what is still to be said, and goodbye; in `timeout`, or not at all."""
         plane = self._plane
         with trio.move_on_after(self._config.timeout):
-            while plane.outgoing.unsent or self._waiting:
-                self._room = trio.Event()  # set with every answer
-                await self._room.wait()
+            while plane.outgoing.unsent or plane.asking or self._waiting:
+                self._answered = trio.Event()
+                await self._answered.wait()
+            if stays():
+                return
             await self._calls.create_request(b"PUBLISH", plane.lane, plane.goodbye())
             await self._ask(plane.leave())
 

@@ -8,18 +8,21 @@ Keys, all behind the configured prefix:
     q:NODE               the latest sequence that Redis took from a node
     nodes, nodes:info    sorted set: NODE -> when it is taken for dead (ms, Redis' clock); hash: NODE -> what it says
     p:NODE:CHANNEL       hash: SESSION -> client; p:NODE: (no channel) has all its sessions
-    i:NODE               set: the channels of which there is a p:NODE:CHANNEL
+    i:NODE               set: the channels of which there is a p:NODE:CHANNEL; both expire if their node does not renew
+                         them, where no other node is there to remove them
     revoked              hash: KIND:VALUE -> revocation
 
 and two kinds of publish/subscribe channels: `lane` (all nodes) and `to:NODE`.
 
 Rules:
+- only Redis' clock counts: a node whose own is wrong must not end what others keep;
 - Redis 6.2 and newer, replicas for failover at most: scripts use keys of many channels, which a cluster spreads;
 - whatever somebody else put under our keys is no reason to fail: what is of the wrong type is removed, and the channel
   begins a new epoch;
 - least privilege for the user: `resetkeys ~PREFIX* resetchannels &PREFIX* -@all +hello +auth +ping +select +info
   +subscribe +publish +script|load +evalsha +get +set +del +expire +hmget +hset +hget +hgetall +hdel
-  +hlen +hvals +xadd +xrange +xdel +zadd +zrem +zrangebyscore +zscore +sadd +srem +smembers +time +type`.
+  +hlen +hscan +hvals +xadd +xrange +xrevrange +xdel +zadd +zrem +zrangebyscore +zscore +sadd +srem +smembers +sscan
+  +time +type`.
 """
 
 from __future__ import annotations
@@ -52,6 +55,10 @@ local function current(key, seed)
   end
   return era
 end
+local function clock()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
 local function first(stream, age, now)
   if age <= 0 then return end
   for _ = 1, 1000 do
@@ -67,35 +74,42 @@ local function first(stream, age, now)
 end
 """
 
+_REVOKED = """
+local function revocation(packed)
+  local fine, made = pcall(cmsgpack.unpack, packed)
+  return fine and type(made) == 'table' and tonumber(made['until']) or nil
+end
+"""
+
 PUBLISH = (
     _PLACE
     + """
 -- KEYS: q:NODE, era, then c: and h: of each message.
--- ARGV: lane, seed, now (ms), seconds to remember, then sequence, history size, age (ms), body of each.
+-- ARGV: lane, seed, seconds to remember, then sequence, history size, age (ms), body of each.
 local last = redis.pcall('GET', KEYS[1])
 last = type(last) == 'string' and tonumber(last) or 0
-local now = tonumber(ARGV[3])
+local now = clock()
 local era = current(KEYS[2], ARGV[2])
-local count = (#ARGV - 4) / 4
+local count = (#ARGV - 3) / 4
 local function say(n)
-  local at = 5 + 4 * (n - 1)
+  local at = 4 + 4 * (n - 1)
   local size, age, body = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), ARGV[at + 3]
   local head = ''
   if size > 0 then
     local meta, stream = KEYS[1 + 2 * n], KEYS[2 + 2 * n]
-    local epoch, offset = place(meta, stream, era, ARGV[2], ARGV[4])
+    local epoch, offset = place(meta, stream, era, ARGV[2], ARGV[3])
     offset = offset + 1
     local id = string.format('%d-0', offset)
-    local added = redis.pcall('XADD', stream, 'MAXLEN', size, id, 'd', body, 't', ARGV[3])
+    local added = redis.pcall('XADD', stream, 'MAXLEN', size, id, 'd', body, 't', string.format('%d', now))
     if type(added) == 'table' and added.err then
       local ours = redis.pcall('TYPE', stream).ok == 'stream' and not string.find(added.err, 'smaller')
       if ours then error(added.err, 0) end
       redis.call('DEL', stream)
-      redis.call('XADD', stream, 'MAXLEN', size, id, 'd', body, 't', ARGV[3])
+      redis.call('XADD', stream, 'MAXLEN', size, id, 'd', body, 't', string.format('%d', now))
     end
     redis.call('HSET', meta, 'o', string.format('%d', offset))
-    redis.call('EXPIRE', meta, ARGV[4])
-    redis.call('EXPIRE', stream, ARGV[4])
+    redis.call('EXPIRE', meta, ARGV[3])
+    redis.call('EXPIRE', stream, ARGV[3])
     first(stream, age, now)
     head = epoch .. '\\t' .. string.format('%d', offset)
   end
@@ -103,7 +117,7 @@ local function say(n)
 end
 local done, fault = 0, ''
 for n = 1, count do
-  local sequence = tonumber(ARGV[5 + 4 * (n - 1)])
+  local sequence = tonumber(ARGV[4 + 4 * (n - 1)])
   if sequence > last then
     local fine, why = pcall(say, n)
     if not fine then
@@ -111,7 +125,7 @@ for n = 1, count do
       break
     end
     last = sequence
-    redis.call('SET', KEYS[1], string.format('%d', last), 'EX', ARGV[4])
+    redis.call('SET', KEYS[1], string.format('%d', last), 'EX', ARGV[3])
   end
   done = done + 1
 end
@@ -122,24 +136,26 @@ return {done, fault}
 HISTORY = (
     _PLACE
     + """
--- KEYS: era, c:, h:.  ARGV: seed, now (ms), seconds to remember, age (ms), bytes at most, messages at most,
--- then, for what came after a position: epoch, offset.
+-- KEYS: era, c:, h:.  ARGV: seed, history size, seconds to remember, age (ms), bytes at most, messages at most,
+-- then, for what came after a position: epoch, offset. Without one: the newest.
 -- Returns epoch, newest offset, then offset and body of each.
 local era = current(KEYS[1], ARGV[1])
 local epoch, newest = place(KEYS[2], KEYS[3], era, ARGV[1], ARGV[3])
-local most, room = tonumber(ARGV[6]), tonumber(ARGV[5])
+local size, most, room = tonumber(ARGV[2]), tonumber(ARGV[6]), tonumber(ARGV[5])
 local out = {epoch, newest}
 if most == 0 then return out end
-first(KEYS[3], tonumber(ARGV[4]), tonumber(ARGV[2]))
-local start = 0
+first(KEYS[3], tonumber(ARGV[4]), clock())
+local least, start = newest - size, 0
 if ARGV[7] then
   start = tonumber(ARGV[8])
   if ARGV[7] ~= epoch or start > newest then start = 0 end
-elseif newest > most then
-  start = newest - most
 end
-local found = redis.pcall('XRANGE', KEYS[3], string.format('%d-0', start + 1), '+', 'COUNT', most)
+if start < least then start = least end
+local from, found = string.format('%d-0', start + 1), nil
+if ARGV[7] then found = redis.pcall('XRANGE', KEYS[3], from, '+', 'COUNT', most)
+else found = redis.pcall('XREVRANGE', KEYS[3], '+', from, 'COUNT', most) end
 if found.err then return out end
+local fit = {}
 for _, entry in ipairs(found) do
   local body = nil
   for i = 1, #entry[2], 2 do
@@ -147,10 +163,15 @@ for _, entry in ipairs(found) do
   end
   if body then
     room = room - #body
-    if room < 0 and #out > 2 then break end
-    out[#out + 1] = string.match(entry[1], '^%d+')
-    out[#out + 1] = body
+    if room < 0 and #fit > 0 then break end
+    fit[#fit + 1] = {string.match(entry[1], '^%d+'), body}
   end
+end
+local a, b, step = 1, #fit, 1
+if not ARGV[7] then a, b, step = #fit, 1, -1 end
+for i = a, b, step do
+  out[#out + 1] = fit[i][1]
+  out[#out + 1] = fit[i][2]
 end
 return out
 """
@@ -166,11 +187,14 @@ end
 return #KEYS
 """
 
-JOIN = """
+JOIN = (
+    _REVOKED
+    + """
 -- KEYS: nodes, nodes:info, q:NODE, era, revoked, i:NODE.
 -- ARGV: NODE, what it says, expiry (ms), the latest sequence that Redis took, 1 if all channels lost something, seed,
 -- prefix of presence, revocations at most.
--- Returns whether Redis has lost something, then the revocations.
+-- Returns whether Redis has lost something, whether the node was taken for dead, then revocations that still count: of
+-- more than can be, any.
 local last = redis.pcall('GET', KEYS[3])
 last = type(last) == 'string' and tonumber(last) or 0
 local behind = last < tonumber(ARGV[4])
@@ -188,23 +212,53 @@ for _, channel in ipairs(redis.call('SMEMBERS', KEYS[6])) do
 end
 redis.call('DEL', KEYS[6])
 local t = redis.call('TIME')
+local known = redis.call('ZSCORE', KEYS[1], ARGV[1])
 redis.call('ZADD', KEYS[1], t[1] * 1000 + math.floor(t[2] / 1000) + ARGV[3], ARGV[1])
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
-local out = {behind and 1 or 0}
-if redis.call('HLEN', KEYS[5]) <= tonumber(ARGV[8]) then
-  for _, each in ipairs(redis.call('HVALS', KEYS[5])) do out[#out + 1] = each end
-end
+local out = {behind and 1 or 0, (type(era) == 'string' and not behind and not known) and 1 or 0}
+local cursor, gone = '0', {}
+repeat
+  local page = redis.call('HSCAN', KEYS[5], cursor, 'COUNT', 1000)
+  cursor = page[1]
+  for i = 1, #page[2], 2 do
+    local made = revocation(page[2][i + 1])
+    if not made or made <= t[1] * 1 then gone[#gone + 1] = page[2][i]
+    elseif #out - 2 < tonumber(ARGV[8]) then out[#out + 1] = page[2][i + 1] end
+  end
+until cursor == '0'
+for _, field in ipairs(gone) do redis.call('HDEL', KEYS[5], field) end
 return out
 """
+)
+
+REVOKE = (
+    _REVOKED
+    + """
+-- KEYS: revoked.  ARGV: KIND:VALUE, revocation. Now and then those that count no more are removed.
+if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then redis.call('DEL', KEYS[1]) end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+if redis.call('HLEN', KEYS[1]) % 256 == 0 then
+  local now = redis.call('TIME')[1] * 1
+  local field = nil
+  for i, each in ipairs(redis.call('HGETALL', KEYS[1])) do
+    if i % 2 == 1 then field = each
+    elseif (revocation(each) or 0) <= now then redis.call('HDEL', KEYS[1], field) end
+  end
+end
+return 1
+"""
+)
 
 BEAT = """
--- KEYS: nodes, nodes:info.  ARGV: NODE, what it says, expiry (ms), nodes at most.
+-- KEYS: nodes, nodes:info.  ARGV: NODE, what it says, expiry (ms), nodes at most, seconds that presence lasts.
 -- Returns whether it was still known, how many are taken for dead, these, then name and words of those that live.
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local known = redis.call('ZSCORE', KEYS[1], ARGV[1])
 redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[1])
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[5])
+redis.call('EXPIRE', KEYS[2], ARGV[5])
 local dead = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, 16)
 local out = {known and 1 or 0, #dead}
 for _, each in ipairs(dead) do out[#out + 1] = each end
@@ -243,8 +297,9 @@ return out
 """
 
 HERE = """
--- KEYS: p:NODE:CHANNEL, i:NODE.  ARGV: CHANNEL, then session and client ("" : it has left) of each.
-for i = 2, #ARGV, 2 do
+-- KEYS: p:NODE:CHANNEL, i:NODE.  ARGV: seconds that it lasts, CHANNEL, then session and client ("": it has left) of
+-- each.
+for i = 3, #ARGV, 2 do
   if ARGV[i + 1] == '' then
     local gone = redis.pcall('HDEL', KEYS[1], ARGV[i])
   else
@@ -256,9 +311,21 @@ for i = 2, #ARGV, 2 do
   end
 end
 local many = redis.pcall('HLEN', KEYS[1])
-if type(many) == 'number' and many > 0 then redis.call('SADD', KEYS[2], ARGV[1])
-else redis.call('SREM', KEYS[2], ARGV[1]) end
+if type(many) == 'number' and many > 0 then
+  redis.call('SADD', KEYS[2], ARGV[2])
+  redis.call('EXPIRE', KEYS[1], ARGV[1])
+  redis.call('EXPIRE', KEYS[2], ARGV[1])
+else redis.call('SREM', KEYS[2], ARGV[2]) end
 return 1
+"""
+
+LAST = """
+-- KEYS: i:NODE.  ARGV: seconds that presence lasts, prefix of presence, cursor.
+-- Returns the next cursor; "0": everything that the node has there lasts for so long again.
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+local page = redis.call('SSCAN', KEYS[1], ARGV[3], 'COUNT', 500)
+for _, channel in ipairs(page[2]) do redis.call('EXPIRE', ARGV[2] .. channel, ARGV[1]) end
+return page[1]
 """
 
 THERE = """
@@ -288,5 +355,7 @@ ALL = {
     "beat": BEAT,
     "reap": REAP,
     "here": HERE,
+    "last": LAST,
     "there": THERE,
+    "revoke": REVOKE,
 }

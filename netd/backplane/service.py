@@ -6,7 +6,9 @@ Rules:
 - it serves as soon as the first attempt has ended, however: a daemon starts without Redis too, and its clients are
   served; health says what is wrong (backplane.redis, backplane.overflow) and what may help;
 - it starts before the services whose sessions use the hub, and stops after them, so that what they say last is heard;
-- while it is stopped, it is as if Redis were away.
+- while it is stopped, it is as if Redis were away;
+- of two generations one is at the plane. After a reload of what replaces it the new one waits until the old one has
+  left it, which says no goodbye then: in between, which is short, it is as if Redis were away.
 """
 
 from __future__ import annotations
@@ -78,6 +80,9 @@ class Counters:
         self.dropped = metrics.counter("netd_backplane_dropped_total", "Messages from Redis past the inbound bounds.")
         self.given_up = metrics.counter("netd_backplane_given_up_total", "Messages past the bounds of the queue.")
         self.missed = metrics.counter("netd_backplane_missed_total", "Messages that no history had any more.")
+        self.refused = metrics.counter(
+            "netd_backplane_refused_total", "Questions and letters to others that were not asked: too many waited."
+        )
         self.unreadable = metrics.counter("netd_backplane_unreadable_total", "What came and made no sense.")
 
 
@@ -136,12 +141,31 @@ def check(config: BackplaneConfig) -> Iterable[ConfigProblem]:
         yield ConfigProblem("ca", f"cannot trust what is in {str(config.ca)!r}: there is no such file")
 
 
+class Seat:
+    """At the plane, which outlives generations: one of them at a time."""
+
+    def __init__(self) -> None:
+        self.lock = trio.Lock()
+
+    @property
+    def wanted(self) -> bool:
+        """Another generation waits for it."""
+        return self.lock.statistics().tasks_waiting > 0
+
+
 class BackplaneService:
     """One generation."""
 
     def __init__(
-        self, config: BackplaneConfig, prepared: PreparedBackplane, context: Context, *, plane: RedisBackplane | None
+        self,
+        config: BackplaneConfig,
+        prepared: PreparedBackplane,
+        context: Context,
+        *,
+        plane: RedisBackplane | None,
+        seat: Seat,
     ) -> None:
+        self._seat = seat
         self._config = config
         self._prepared = prepared
         self._context = context
@@ -151,10 +175,15 @@ class BackplaneService:
         self._lives = 0
         self._failures = 0
         self._tried = trio.Event()
-        self._counted = {"published": 0, "received": 0, "dropped": 0, "missed": 0, "unreadable": 0, "given_up": 0}
-        if plane is not None:
-            plane.configure(config)
-            self._counted = self._figures(plane)
+        self._counted = {
+            "published": 0,
+            "received": 0,
+            "dropped": 0,
+            "missed": 0,
+            "refused": 0,
+            "unreadable": 0,
+            "given_up": 0,
+        }
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         plane = self._plane
@@ -164,15 +193,28 @@ class BackplaneService:
             return
         from netd.backplane import redis
 
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._look, plane)
-                nursery.start_soon(self._keep, plane, redis, nursery.cancel_scope)
-                await self._tried.wait()
-                task_status.started()
-        finally:
-            self._counters.online.set(0)
-            self._counters.nodes.set(0)
+        if self._seat.lock.locked():
+            task_status.started()  # the one before leaves when this one serves
+            await self._sit(plane, redis, trio.TASK_STATUS_IGNORED)
+        else:
+            await self._sit(plane, redis, task_status)
+
+    async def _sit(self, plane: RedisBackplane, redis: Any, task_status: trio.TaskStatus[None]) -> None:
+        async with self._seat.lock:
+            plane.configure(self._config)
+            self._counted = self._figures(plane)
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._look, plane)
+                    nursery.start_soon(self._keep, plane, redis, nursery.cancel_scope)
+                    await self._tried.wait()
+                    task_status.started()
+            finally:
+                self._counters.online.set(0)
+                self._counters.nodes.set(0)
+                if (waiting := len(plane.outgoing)) and not self._seat.wanted:
+                    why = "the other machines have them only if the backplane is started again before netd ends"
+                    self._context.log.warning("messages wait for Redis", messages=waiting, why=why)
 
     async def _keep(self, plane: RedisBackplane, redis: Any, everything: trio.CancelScope) -> None:
         draining = self._context.draining
@@ -186,6 +228,7 @@ class BackplaneService:
                     self._prepared.context,
                     online=partial(self._online, plane),
                     leaving=draining,
+                    stays=lambda: self._seat.wanted,
                 )
             except redis.Away as error:
                 self._away(error)
@@ -193,9 +236,19 @@ class BackplaneService:
                     self._failures = 0  # it held for a while
                 delay = min(self._config.max_retry, self._config.retry * 2 ** min(self._failures, 16))
                 self._failures += 1
+                await self._read_again()
                 with trio.move_on_after(delay * random.uniform(0.5, 1.0)):
                     await draining.wait()
         everything.cancel()
+
+    async def _read_again(self) -> None:
+        """A password or an authority in a file may be another one now."""
+        if self._config.password_file is None and self._config.ca is None:
+            return
+        try:
+            self._prepared = await trio.to_thread.run_sync(_acquire, self._config)
+        except PrepareFailed as error:
+            self._context.log.warning("cannot read anew what Redis is to be shown", why=str(error))
 
     def _online(self, plane: RedisBackplane) -> None:
         self._lives += 1
@@ -226,7 +279,7 @@ class BackplaneService:
 
     @staticmethod
     def _figures(plane: RedisBackplane) -> dict[str, int]:
-        found = {key: getattr(plane.figures, key) for key in ("published", "received", "dropped", "missed")}
+        found = {key: getattr(plane.figures, key) for key in ("published", "received", "dropped", "missed", "refused")}
         return {**found, "unreadable": plane.figures.unreadable, "given_up": plane.outgoing.given_up}
 
     def _count(self, plane: RedisBackplane) -> None:
@@ -292,6 +345,6 @@ def service_type(hub: Hub) -> ServiceType:
         name="backplane",
         config=BackplaneConfig,
         prepare=prepare,
-        build=partial(BackplaneService, plane=plane),
+        build=partial(BackplaneService, plane=plane, seat=Seat()),
         check=check,
     )

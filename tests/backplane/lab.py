@@ -18,6 +18,7 @@ import netd
 from netd.backplane.plane import RedisBackplane
 from netd.hub.outbox import Outbox, OutboxRules
 from netd.hub.session import Session
+from netd.settings import Loaded, Settings
 from netd.wire import messages
 from netd.wire.messages import Event, Message, Ok, Position
 from tests.support.process import PATIENCE
@@ -211,11 +212,18 @@ class Person:
 class Node:
     """A daemon of this process with a hub of its own."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: Daemon, settings: dict[str, dict[str, Any]] | None = None) -> None:
         self.daemon = daemon
+        self._settings = settings or {}
         self.hub = daemon.hub
         assert isinstance(self.hub.backplane, RedisBackplane)
         self.plane = self.hub.backplane
+
+    async def change(self, section: str, **values: Any) -> None:
+        """Reload with other values in a section."""
+        self._settings = {**self._settings, section: {**self._settings[section], **values}}
+        self.daemon._source = lambda override: Loaded(Settings.embedded(self._settings), {}, [])
+        await self.daemon.reload()
 
     def person(self, **more: Any) -> Person:
         return Person(self, **more)
@@ -250,8 +258,9 @@ async def node(redis: Redis | str, name: str = "a", **more: Any) -> AsyncIterato
     """A daemon on this Redis, whether that is there or not."""
     url = redis if isinstance(redis, str) else redis.url
     hub = {**HUB, **more.pop("hub", {})}
-    async with netd.open({"hub": hub, "backplane": {"url": url, "node": name, **QUICK, **more}}) as daemon:
-        yield Node(daemon)
+    settings = {"hub": hub, "backplane": {"url": url, "node": name, **QUICK, **more}}
+    async with netd.open(settings) as daemon:
+        yield Node(daemon, settings)
 
 
 @asynccontextmanager

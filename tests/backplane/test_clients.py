@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 import netd
-from netd.client import FramedClient
+from netd.client import FramedClient, Gap
 from tests.backplane.lab import FREE, HUB, QUICK, Node, Redis, needs_redis
 from tests.support.process import PATIENCE
 
@@ -79,3 +79,25 @@ async def test_a_client_sees_no_gap_when_redis_was_away(tmp_path: Path):
                 assert [each.data for each in await read(wild, 5)] == [1, 2, 3, 4, 5]
     finally:
         redis.kill()
+
+
+async def test_what_only_a_pattern_hears_and_was_missed_is_told_once(redis):
+    async with served(redis, "a") as (a, address), served(redis, "b") as (b, other):
+        await a.online(1)
+        await b.online(1)
+        async with FramedClient(address) as one, FramedClient(other) as two:
+            wild = await two.subscribe("wild:*.room")
+            await one.publish("wild:a.room", 0)
+            assert [each.data for each in await read(wild, 1)] == [0]
+            await b.daemon.service_stop("backplane")
+            for number in range(1, 5):
+                await one.publish("wild:a.room", number)
+            await a.becomes(lambda: not len(a.plane.outgoing))
+            await b.daemon.service_start("backplane")
+            await b.online(1)
+            for number in range(5, 8):
+                await one.publish("wild:a.room", number)
+            gap, *rest = await read(wild, 4)
+            assert isinstance(gap, Gap)
+            assert gap.missed == 4
+            assert [each.data for each in rest] == [5, 6, 7]

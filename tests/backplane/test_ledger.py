@@ -75,6 +75,25 @@ def test_a_channel_without_history_is_not_lost():
     assert outgoing.take_lost() == (False, set())
 
 
+def test_a_time_without_redis_is_one_range_whatever_is_said_in_it():
+    outgoing = Outgoing(1000, 10**6)
+    loose = []
+    for number in range(300):
+        each = entry(outgoing, number, kept=number % 2 == 0, delivered=True)
+        outgoing.loosen(each)
+        outgoing.add(each)
+        loose.append(each.sequence)
+    assert all(map(outgoing.was_loose, loose))
+    assert not any(map(outgoing.was_carried, loose))
+    outgoing.carry()
+    assert all(map(outgoing.was_carried, loose))
+    outgoing.loosen(entry(outgoing, "later", delivered=True))
+    assert not outgoing.was_carried(outgoing.sequence)
+    outgoing.carry()
+    assert outgoing.was_carried(outgoing.sequence)
+    assert not outgoing.was_carried(outgoing.sequence + 1)
+
+
 # --- Tracks -----------------------------------------------------------------------------------------------------------
 
 
@@ -122,8 +141,15 @@ def test_of_another_epoch_that_is_new_which_was_said_later():
     assert ([each.offset for each in fetched.new], fetched.again) == ([6, 9], True)  # as something came meanwhile
     assert not tracks.page(CHANNEL, "f~", 9, []).again
     assert tracks.admit(CHANNEL, "f~", 9, "other", 9) == "old"
-    assert tracks.admit(CHANNEL, "g", 1, "other", 9) == "old"
-    assert tracks.admit(CHANNEL, "g", 2, "other", 10) == "new"
+    # another one still, while all is well: what is in it may be more than what came
+    assert tracks.admit(CHANNEL, "g", 2, "other", 10) == "gap"
+    assert tracks.admit(CHANNEL, "g", 3, "other", 11) == "held"
+    again = [Kept(1, "other", 9, "said again"), Kept(2, "other", 10, 10), Kept(3, "other", 11, 11)]
+    fetched = tracks.page(CHANNEL, "g", 3, again)
+    assert ([each.offset for each in fetched.new], fetched.again) == ([2, 3], True)
+    assert not tracks.page(CHANNEL, "g", 3, []).again
+    assert tracks.admit(CHANNEL, "g", 4, "other", 11) == "old"
+    assert tracks.admit(CHANNEL, "g", 5, "other", 12) == "new"
 
 
 def test_a_history_behind_what_was_delivered_has_lost_something():
@@ -131,6 +157,33 @@ def test_a_history_behind_what_was_delivered_has_lost_something():
     tracks.missed()
     fetched = tracks.page(CHANNEL, "e", 5, kept(4, 5))
     assert fetched.regressed
+
+
+def test_what_came_while_a_page_was_on_its_way_and_is_in_it_is_not_asked_for_again():
+    tracks = tracks_at("e", 3)
+    assert tracks.admit(CHANNEL, "e", 5) == "gap"
+    assert tracks.admit(CHANNEL, "e", 6) == "held"
+    assert not tracks.page(CHANNEL, "e", 6, kept(4, 5, 6)).again
+    assert tracks.admit(CHANNEL, "e", 7) == "new"
+
+
+def test_who_began_to_hear_while_redis_was_away_has_what_was_said_since():
+    tracks = Tracks()
+    tracks.first("known", 5)
+    track = tracks.begin(CHANNEL, now=100.0)
+    tracks.joining()
+    assert tracks.missed() == [CHANNEL]
+    assert tracks.settle(CHANNEL, "e", 4).offset == 4  # somebody else asked meanwhile: it counts for them alone
+    tracks.first("known", 6)
+    tracks.cut()  # and again
+    tracks.joining()
+    assert tracks.missed() == [CHANNEL]
+    page = [Kept(1, "known", 5, 1, 99.0), Kept(2, "known", 6, 2, 99.5)]
+    page += [Kept(3, "old", 7, 3, 50.0), Kept(4, "new", 1, 4, 101.0)]
+    fetched = tracks.page(CHANNEL, "e", 4, page)
+    assert ([each.content for each in fetched.new], fetched.placed, fetched.lost) == ([2, 4], True, 0)
+    assert (track.epoch, track.offset, track.began) == ("e", 4, 4)
+    assert tracks.admit(CHANNEL, "e", 5, "new", 2) == "new"
 
 
 def test_a_page_that_nobody_waits_for_changes_nothing():

@@ -164,3 +164,17 @@ async def test_a_resumed_session_is_known_by_its_id_elsewhere(redis):
         two = b.person()
         there = (await two.answer(ListClients(ref=7), Clients)).clients
         assert {each.session for each in there} == {welcome.session, two.session.id}
+
+
+async def test_tags_find_sessions_on_every_machine(redis):
+    async with nodes(redis, "a", "b", "c") as (a, b, c):
+        found = [b.person(), c.person()]
+        for person in found:
+            person.node.hub.tag(person.session, {"device": "x"})
+        counts: list[int] = []
+        a.hub.direct("tag:device=x", "hi", answer=counts.append)
+        await a.becomes(lambda: counts == [2])
+        a.hub.kick("tag:device=x", 4001, "out", answer=counts.append)
+        await a.becomes(lambda: counts == [2, 2])
+        assert [person.closed for person in found] == [(4001, "out")] * 2
+        assert (await found[0].until(Direct)).data == "hi"

@@ -3,6 +3,7 @@
 async with Relay(port) as relay:
     client_of(f"ws://127.0.0.1:{relay.port}")
     relay.hold()        # nothing gets through any more, and nobody is told: a half-open connection
+    relay.silent = True # and neither does what later connections say
     relay.reset()       # every connection is reset; new ones get through
 """
 
@@ -23,6 +24,7 @@ class Relay:
         self.port = 0
         self.taken = 0
         """Connections so far."""
+        self.silent = False
         self._held: set[trio.SocketStream] = set()
         self._streams: set[trio.SocketStream] = set()
 
@@ -56,6 +58,8 @@ class Relay:
             await trio.aclose_forcefully(here)
             return
         self._streams |= {here, there}
+        if self.silent:
+            self._held |= {here, there}
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._copy, here, there)
