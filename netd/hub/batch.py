@@ -47,8 +47,8 @@ class Batch:
         self.time = time
         self.last = last
         self._publications: list[Publication] | None = None
-        self._told: tuple[Encoder, list[bytes]] | None = None
-        """What the last encoder that was asked for each said."""
+        self._told: tuple[Encoder, list[bytes], int] | None = None
+        """What the last encoder that was asked for each said, and the bytes of all that."""
 
     def __len__(self) -> int:
         return len(self.payloads)
@@ -79,5 +79,14 @@ class Batch:
         encoder, told = outbox.encoder, self._told
         if told is None or told[0] is not encoder:
             pieces = [data for each in self.publications() if (data := encoded(encoder, each.event()))]
-            told = self._told = encoder, pieces
-        return sum(outbox.push(data) for data in told[1])
+            told = self._told = encoder, pieces, sum(map(len, pieces))
+        _, pieces, size = told
+        if pieces and outbox.size + size <= outbox.rules.bound:
+            return len(pieces) if outbox.push_many(pieces, len(pieces)) else 0
+        taken = 0
+        for data in pieces:
+            if outbox.push(data):
+                taken += 1
+            elif outbox.rules.bound < 0:
+                break  # it takes nothing in any more
+        return taken

@@ -213,7 +213,8 @@ class HubConfig(Section):
 
     backplane: Literal["memory", "redis"] = fixed("memory")
     """memory: this machine is the whole hub. redis: machines that share a Redis are one hub (`[backplane]`); history is
-    kept there, by the rules of its namespaces."""
+    kept there, by the rules of its namespaces (but `history_bytes`: Redis has its own maxmemory). Lists of channels are
+    of those that this machine's clients hear, and a session is resumed on the machine that it was on."""
 
     # operations of no channel
     direct: Who = live("token")

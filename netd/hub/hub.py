@@ -107,6 +107,9 @@ class Hub:
         self.on_closed: list[Callable[[Session, int, str], None]] = []
         self.on_resumed: list[Callable[[Session, str], None]] = []
         """Called with a session that has its former id again, and the id it had for a moment."""
+        self.on_lost: list[Callable[[Session, bytes | None, str], None]] = []
+        """Called with a session that may not hear a channel any more (None: whose token counts no more), and why. It
+        was told with an Error, as far as its transport has a word for one."""
         self.histories = Histories(rules=self.history_rules, in_use=lambda name: name in self.heard)
         self.heard: dict[bytes, Channel] = {}
         """Channels that someone hears, or is about to."""
@@ -133,10 +136,10 @@ class Hub:
         """Take a new configuration: from the next message on, nobody is disconnected.
 
         Every session's token is resolved anew and brings the tags that it has now; one whose secret is gone is
-        anonymous from now on and has lost its token's tags. Subscriptions that a client made and may not have any more
-        end, and it is told with an Error without `ref`; so do those whose name is a pattern now and was none, and those
-        where it was one. With the finished `tokens` of this configuration it cannot
-        fail; without, it raises ConfigError for tokens that cannot be, and then nothing has changed.
+        anonymous from now on, has lost its token's tags, and is told. Subscriptions that a client made and may not have
+        any more end, and it is told with an Error without `ref`; so do those whose name is a pattern now and was none,
+        and those where it was one. With the finished `tokens` of this configuration it cannot fail; without, it raises
+        ConfigError for tokens that cannot be, and then nothing has changed.
         """
         tokens = Tokens(config, secrets) if tokens is None else tokens
         patterns = self.patterns()
@@ -148,11 +151,20 @@ class Hub:
         for pattern in patterns:
             pattern.realm = self.permissions.realm(pattern.name)
             pattern.realm.put(pattern)
+        without: list[tuple[Session, str]] = []
         for session in list(self.sessions.values()):
             if session.grants.digest:
-                self.tag(session, grants=tokens.renew(session.grants, self.clock()))
+                name, grants = session.token, tokens.renew(session.grants, self.clock())
+                self.tag(session, grants=grants)
+                if grants is ANONYMOUS:
+                    message = f"cannot go on with the token {name!r}: this configuration takes it no more; refresh it"
+                    session.send(Error(code="denied", message=message, refresh=True))
+                    without.append((session, message))
         self._configure()
         self._revoke(patterns)
+        for session, message in without:
+            for hook in self.on_lost:
+                hook(session, None, message)
 
     def _configure(self) -> None:
         config = self.config
@@ -196,14 +208,18 @@ class Hub:
             why = f"namespace {realm.name!r} {what} {realm.key('wildcards')}"
             if not self.permissions.exists(realm):
                 why = "there is no such namespace any more (hub.namespace)"
-            message = f"cannot stay subscribed to {shown(channel)}: {why}"
-            session.send(Error(code="denied", message=message, **channel_fields(channel)))
+            self._lost(session, channel, f"cannot stay subscribed to {shown(channel)}: {why}")
         elif session.placed is None or channel not in session.placed:
             try:
                 self.permissions.check(session, "subscribe", channel)
             except Denied as error:
                 self.unsubscribe(session, channel)
-                session.send(Error(code="denied", message=str(error), **channel_fields(channel)))
+                self._lost(session, channel, str(error))
+
+    def _lost(self, session: Session, channel: bytes, why: str) -> None:
+        session.send(Error(code="denied", message=why, **channel_fields(channel)))
+        for hook in self.on_lost:
+            hook(session, channel, why)
 
     # --- sessions ----------------------------------------------------------------------------------------------------
 
@@ -307,13 +323,14 @@ class Hub:
 
     def index(self, session: Session) -> None:
         """Have `find` know its name and tags."""
-        if not session.internal:
+        if not session.internal and (session.tags or session.name is not None):
             for target in _targets(session):
                 self._targets.setdefault(target, {})[session] = None
 
     def unindex(self, session: Session) -> None:
         """Have `find` forget its name and tags."""
-        self._unindex(session, _targets(session))
+        if session.tags or session.name is not None:
+            self._unindex(session, _targets(session))
 
     def _unindex(self, session: Session, targets: Iterable[str]) -> None:
         for target in targets:
@@ -382,8 +399,11 @@ class Hub:
         """A session goes on without its token, and is told."""
         name = session.token
         self.tag(session, grants=ANONYMOUS)
-        session.send(Error(code="denied", message=f"cannot go on with the token {name!r}: {why}; refresh it"))
+        message = f"cannot go on with the token {name!r}: {why}; refresh it"
+        session.send(Error(code="denied", message=message, refresh=True))
         self.revoke_subscriptions(session)
+        for hook in self.on_lost:
+            hook(session, None, message)
 
     def revoke(self, kind: Kind, value: str, seconds: float) -> tuple[Revocation, int]:
         """Take no signed token with this `jti`, or issued until now for this `sub`, for so long, and end the sessions

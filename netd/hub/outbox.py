@@ -28,6 +28,7 @@ the first lines of `push` itself, and what it leaves in many at once is marked i
 from __future__ import annotations
 
 from collections import deque
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -67,9 +68,21 @@ class OutboxRules:
         self.high = bound // 2
         self.low = bound // 8
 
+    @property
+    def plenty(self) -> int:
+        """Up to so many bytes in all, several messages may wait in one chunk: no policy will have to part them. -1:
+        never."""
+        return self._bound if self.policy == "disconnect" else -1
+
     def _finished(self) -> OutboxRules:
         """Rules under which nothing more is taken in; what waits still leaves at its rate."""
-        return OutboxRules(-1, "drop-oldest", self.rate, self.burst)
+        return _finished(self.rate, self.burst)
+
+
+@lru_cache(maxsize=64)
+def _finished(rate: float, burst: float) -> OutboxRules:
+    """Nobody changes them, so many may have the same."""
+    return OutboxRules(-1, "drop-oldest", rate, burst)
 
 
 class Flusher(Protocol):
@@ -198,8 +211,9 @@ class Outbox:
 
     def push_many(self, chunks: list[bytes], count: int) -> bool:
         """Have chunks of `count` messages in all wait, in their order and with the normal priority."""
-        size = sum(map(len, chunks))
-        if self.size + size > self.rules.high or self.rules.policy != "disconnect":
+        size, rules = sum(map(len, chunks)), self.rules
+        each = count == len(chunks)  # a policy may part them
+        if self.size + size > (rules.bound if each else rules.high) or not (each or rules.policy == "disconnect"):
             return self.push(chunks[0] if len(chunks) == 1 else b"".join(chunks), count=count)
         if self.chunks is None or isinstance(self.chunks, Shared):
             self.chunks = [*(self.chunks or ()), *chunks]
@@ -258,9 +272,11 @@ class Outbox:
     def finish(self, last: bytes = b"") -> None:
         """Take nothing in any more but this last message, past the bound; what waits may still go out, before it."""
         if last and self.rules.bound >= 0:
-            self._push_aside(last, 255)
             before, self.size = self.size, self.size + len(last)
-            if not before:
+            if before:
+                self._push_aside(last, 255)
+            else:
+                self.chunks = [last]
                 self.flusher.mark(self)
         self.rules = self.rules._finished()
 

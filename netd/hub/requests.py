@@ -334,14 +334,17 @@ def _expires(hub: Hub, grants: Grant) -> float | None:
 
 
 def _resume(hub: Hub, session: Session, secret: str, own: dict[str, str], others: set[str]) -> dict[str, str]:
-    """Give the session the id and name of the one that the secret is for; nothing if it is for none. Returns its own
-    tags: with those of the other, unless that is too many besides the `others` (keys)."""
+    """Give the session the id and name of the one that the secret is for, and its application token unless it has one;
+    nothing if it is for none. Returns its own tags: with those of the other, unless that is too many besides the
+    `others` (keys)."""
     other = hub.sessions.get(secret.partition(".")[0])
     if other is not None and other is not session and opens(secret, other.resume):
         hub.end(other, CloseCode.REPLACED, "resumed by another connection", resumable=True)
     stay = hub.stays.claim(secret, hub.clock())
     if stay is None:
         return own
+    if session.application_token is None:
+        session.application_token = stay.application_token
     hub.rename(session, stay.id)
     session.name = stay.name
     both = {**stay.tags, **own}

@@ -45,6 +45,10 @@ class Backplane(Protocol):
     def others(self) -> bool:
         """There are other machines now."""
 
+    @property
+    def at_once(self) -> bool:
+        """Every answer comes within the call that asks for it."""
+
     def attach(self, hub: Hub) -> None:
         """Called once, by the hub it is for."""
 
@@ -92,6 +96,7 @@ class MemoryBackplane:
     """One machine: everything happens at once, and history is the hub's own."""
 
     others = False
+    at_once = True
 
     def __init__(self) -> None:
         self._hub: Hub

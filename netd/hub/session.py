@@ -12,7 +12,7 @@ Rules:
 
 from __future__ import annotations
 
-import uuid
+import os
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["NO_TAGS", "Encoder", "Link", "Session", "encoded", "offer", "spread"]
 
 NO_TAGS: Mapping[str, str] = MappingProxyType({})
+_VARIANTS = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 
 
 class Link(Protocol):
@@ -116,7 +117,7 @@ class Session:
         internal: bool = False,
     ) -> None:
         """`tags` are its own, `fixed_tags` were vouched for."""
-        self.id = id or str(uuid.uuid4())
+        self.id = id or _random_uuid()
         self.outbox = outbox
         outbox.encoder = encoder
         self.link = link
@@ -168,7 +169,9 @@ class Session:
             self.fixed_tags = fixed or NO_TAGS
         if grants is not None:
             self.grants = grants
-        self.tags = _effective(self.own_tags, self.fixed_tags, self.grants.tags)
+        granted = self.grants.tags
+        some = self.own_tags or self.fixed_tags or granted
+        self.tags = _effective(self.own_tags, self.fixed_tags, granted) if some else NO_TAGS
 
     @property
     def token(self) -> str | None:
@@ -198,6 +201,12 @@ class Session:
         """Encode and push. False: dropped, or this transport cannot say it."""
         data = encoded(self.encoder, event)
         return bool(data) and self.outbox.push(data, priority, ephemeral)  # type: ignore[arg-type]
+
+
+def _random_uuid() -> str:
+    """As str(uuid.uuid4()), RFC 9562 section 5.4, in a third of its time."""
+    text = os.urandom(16).hex()
+    return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{_VARIANTS[text[16]]}{text[17:20]}-{text[20:]}"
 
 
 def _effective(*origins: Mapping[str, str]) -> Mapping[str, str]:
@@ -233,8 +242,8 @@ def spread(
 ) -> int:
     """Put an event into sessions' outboxes, encoded once for each encoder. Returns how many took it in.
 
-    A batch goes as one chunk where there is plenty of room, so that no policy would have met any of its messages, and
-    no rate parts them; elsewhere one by one. What is counted are its messages.
+    A batch goes as one chunk where there is room for it, so that no policy would have met any of its messages, or will,
+    and no rate parts them; elsewhere one by one. What is counted are its messages.
     """
     plain = priority == NORMAL_PRIORITY and not ephemeral
     known: dict[int, tuple[bytes, int]] = {}
@@ -280,7 +289,7 @@ def spread(
                 outbox.chunks = alone
                 outbox.size = size
                 crowd.append(outbox)
-            elif more and (outbox.rules.rate or not outbox.joins or waiting + size > outbox.rules.high):
+            elif more and (outbox.rules.rate or not outbox.joins or waiting + size > outbox.rules.plenty):
                 assert isinstance(event, Batch)
                 reached += event.push(outbox)
             elif plain and waiting + size <= outbox.rules.high:
@@ -303,8 +312,8 @@ def spread(
                     outbox.size = waiting + size
                 outbox.left += more
                 reached += more + 1
-            elif outbox.push(data, priority, ephemeral):
-                reached += 1
+            elif outbox.push(data, priority, ephemeral, more + 1):
+                reached += more + 1
     finally:  # what waits by now goes out, whatever an outbox' owner has raised
         reached += _mark(crowd, alone, more)
     return reached

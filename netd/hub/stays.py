@@ -32,6 +32,8 @@ class Stay:
     tags: Mapping[str, str]
     digest: bytes
     until: float
+    application_token: bytes | None = None
+    """What the application had set; not what it permitted if it was a token of the hub's: nobody has shown it again."""
 
 
 def new_secret(session: Session) -> str:
@@ -60,7 +62,8 @@ class Stays:
         """A session has ended; remember it if it may be resumed."""
         if session.resume is None or not seconds:
             return
-        self._stays[session.id] = Stay(session.id, session.name, session.own_tags, session.resume, now + seconds)
+        about = session.id, session.name, session.own_tags
+        self._stays[session.id] = Stay(*about, session.resume, now + seconds, session.application_token)
         self._stays.move_to_end(session.id)
         while len(self._stays) > self.limit:
             self._stays.popitem(last=False)

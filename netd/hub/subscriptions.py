@@ -73,6 +73,10 @@ def subscribe(
     if place is None:
         place = hub.heard[channel] = Channel(channel, realm)
     _note(hub, session, channel, placed=not checked)
+    if recover is None and answer is None and hub.backplane.at_once and not realm.rules.history_size:
+        # there is no position, and nobody would be told
+        _go_live(hub, session, place)
+        return
     place.wait(session)
     realm.changed(channel)
     if recover is None or (checked and not hub.permissions.permits(session, "recover", channel)):
@@ -246,6 +250,10 @@ def _enter(
         session.outbox.push(data, ephemeral=ephemeral)
     if session.closing or place.name not in (session.channels or ()):
         return  # its outbox was full, and its subscriptions have ended with it
+    _go_live(hub, session, place)
+
+
+def _go_live(hub: Hub, session: Session, place: Channel) -> None:
     place.add(session)
     place.realm.changed(place.name)
     hub.backplane.joined(place.name, session)

@@ -142,7 +142,7 @@ def request_scope(
         if not host or b"@" in host:
             raise Refused(400, "invalid", "cannot find a target that names no host, or a user with it (RFC 9110 4.2.4)")
         target = target[absolute.end() :] or b"/"
-        headers = [(name, host if name == b"host" else value) for name, value in headers]
+        headers = [(b"host", host), *(header for header in headers if header[0] != b"host")]  # HTTP/1.0 may have none
     if not target.startswith(b"/"):
         raise Refused(400, "invalid", f"cannot find {target.decode('ascii', 'replace')!r}: a path begins with /")
     # bytes that are no UTF-8 are for those who read raw_path: a channel's name may have any

@@ -336,7 +336,9 @@ class _Connection:
                         event = self._http.next_event()
                     except h11.RemoteProtocolError as error:
                         status = error.error_status_hint
-                        raise Refused(status, "invalid", f"cannot read the request: {error}") from None
+                        # h11 shows the line, and there may be a token in it
+                        why = str(error).partition(": bytearray(")[0]
+                        raise Refused(status, "invalid", f"cannot read the request: {why}") from None
                     if isinstance(event, h11.Request):
                         check_lines(held[: len(held) - len(self._http.trailing_data[0])])
                         return event

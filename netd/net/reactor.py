@@ -11,10 +11,11 @@ Rules:
   one delays the others by no more than that;
 - a round whose 2 ms are over stops where it is: what is left of it is done after Trio's turn and before the next poll,
   first what is to be sent, then what is to be read; so nobody is passed over, and nobody is served twice meanwhile;
-- what cannot be stopped is one `receive` of one read (four if they are small), one `ended`, one `take` and its send
-  (sixteen if small, or 64 KiB to a crowd). A stream reads little at first, more while its reads are full and cheap,
-  less after one that took longer than 2 ms (`Stream.pace`). What remains is what one message costs: to reach
-  thousands of subscribers, say;
+- what cannot be stopped is one `receive` of one read (four if they are small) but by its endpoint, which may put back
+  what it has no time for (`over`, `Stream.put_back`), one `ended`, one `take` and its send (sixteen if small, or 64 KiB
+  to a crowd), one call for a descriptor that is watched (a listening socket's). A stream reads little at first, more
+  while its reads are full and cheap, less after one that took longer than 2 ms (`Stream.pace`). What remains is what
+  one message costs: to reach thousands of subscribers, say;
 - EPOLLOUT is asked for only after a short write, EPOLLIN is given back while a stream is paused;
 - what goes wrong with one stream ends that one; the reactor's guard logs it;
 - EPOLLERR with SO_ERROR 0 means that the error queue has something: it is taken off at once, or epoll would report it
@@ -26,7 +27,8 @@ Waiting in Trio costs some 15 us on the way of every message. Where the last wai
 
 It is one long file because the hot path and its ways out of it have to be read together.
 
-Left out: accepting, TLS handshakes and limits (services); what the bytes mean (endpoints); what waits (outboxes).
+Left out: accepting (`watch` says when), TLS handshakes and limits (services); what the bytes mean (endpoints); what
+waits (outboxes).
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ import socket
 import ssl
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -89,6 +92,8 @@ _CONTROL: Final = 1 << 20
 """Bytes of answers to TLS messages (alerts, key updates) that may wait for a peer that does not read."""
 _LINGER: Final = 1.0
 """Seconds a peer has for its FIN after ours."""
+_SOON: Final = 0.001
+"""Seconds that nobody waits for once more."""
 _QUEUED: Final = 64
 """Packets taken off an error queue in one round."""
 _AGAIN: Final = 1.0
@@ -148,6 +153,10 @@ class Reactor:
         """Streams that came with bytes already read."""
         self._buried: list[Stream] = []
         """Streams that are gone and whose endpoints are still to hear of it."""
+        self._lingering: deque[tuple[float, int]] = deque()
+        """Until when, and which descriptor: one timer for all, as each of them most often ends before."""
+        self._watched: dict[int, Callable[[], None]] = {}
+        """Descriptors that are no streams', and what is called while they can be read."""
         self._timers = Timers()
         self._parked = False
         self._working = False
@@ -155,7 +164,7 @@ class Reactor:
         """The one thing that this round has read is being served."""
         self._apart = 0.0
         """Seconds of that which were spent in sending at once."""
-        self._now = monotonic()
+        self._now = self._until = monotonic()
         self._eager = 0
         self._batches = self._polls = self._waits = 0
 
@@ -163,6 +172,11 @@ class Reactor:
     def now(self) -> float:
         """time.monotonic() as of this batch, or of any moment outside one."""
         return self._now if self._working else monotonic()
+
+    @property
+    def over(self) -> bool:
+        """The time of this round is: an endpoint that can leave something for the next one does (`Stream.put_back`)."""
+        return monotonic() > self._until
 
     def snapshot(self) -> ReactorSnapshot:
         return ReactorSnapshot(
@@ -251,6 +265,7 @@ class Reactor:
         Past `until` it stops, and leaves `_rest`, `_unflushed`, `_fresh` or `_buried` behind.
         """
         self._now = now
+        self._until = until
         self._working = True
         self._batches += 1
         if self._fresh:
@@ -264,6 +279,18 @@ class Reactor:
             if stream is None:
                 if fd == self._wake_fd:
                     os.eventfd_read(fd)
+                    continue
+                ready = self._watched.get(fd)
+                if ready is None:
+                    continue
+                try:
+                    ready()
+                except Exception:
+                    log.exception("what is called for a descriptor failed", descriptor=fd)
+                before, small = monotonic(), 0
+                if before > until:
+                    self._rest = events[events.index((fd, what)) + 1 :]
+                    break
                 continue
             read = stream.read
             if what == _IN and stream.plain:
@@ -427,7 +454,8 @@ class Reactor:
         if self._epoll is None:
             raise RuntimeError("cannot take over a connection: the reactor is not running")
         fd = sock.fileno()
-        sock.setblocking(False)
+        if sock.gettimeout() != 0.0:
+            sock.setblocking(False)
         if fd >= len(self._streams):
             self._grow(fd)
         stream = Stream(self, sock, endpoint, outbox, tls, self.now)
@@ -445,6 +473,29 @@ class Reactor:
         if outbox.size or tls is not None:
             self.mark(outbox)
         return stream
+
+    def watch(self, fd: int, ready: Callable[[], None]) -> Callable[[], None]:
+        """Have `ready` called once a round for as long as a descriptor that is no stream's (a listening socket's) can
+        be read. It must not block; what it raises is logged.
+
+        Returns what ends it, which may be called twice, and has to be before the descriptor is closed. Raises
+        RuntimeError if the reactor does not run, and OSError if epoll takes no more.
+        """
+        epoll = self._epoll
+        if epoll is None:
+            raise RuntimeError("cannot watch a descriptor: the reactor is not running")
+        if fd >= len(self._streams):
+            self._grow(fd)
+        epoll.register(fd, _IN)
+        self._watched[fd] = ready
+
+        def end() -> None:
+            if self._watched.get(fd) is ready:
+                del self._watched[fd]
+                if self._epoll is not None:
+                    self._epoll.unregister(fd)
+
+        return end
 
     def call_at(self, when: float, function: Callable[[], None]) -> Timer:
         """Call `function` once, in a batch of its own, when time.monotonic() has reached `when`."""
@@ -556,8 +607,11 @@ class Reactor:
         stream.state = CLOSING
         stream.slow = True
         stream.plain = False
-        rare.cut_off = self.call_at(self.now + within, lambda: self.bury(stream, why))
-        self.arm(stream)
+        rare.until = self.now + within
+        if stream.rest is not None:
+            self._await_end(stream)
+        # where there is room for its last words, it says them in this round: no timer is needed till then, and what
+        # epoll says of it meanwhile is not looked at
         self.mark(stream.outbox)
 
     def bury(self, stream: Stream, why: str) -> None:
@@ -677,7 +731,7 @@ class Reactor:
             return
         if plain:
             self._give(stream, plain)
-        if tls.closed and stream.state == OPEN:
+        if tls.closed and stream.state == OPEN and not (stream.rare is not None and stream.rare.received):
             self._peer_ended(stream)
         elif tls.pending and stream.state != GONE:
             self._flush(stream)
@@ -702,7 +756,7 @@ class Reactor:
 
     def _failed(self, stream: Stream, error: Exception) -> None:
         """The guard: what an endpoint or an outbox raised."""
-        if isinstance(error, NetdError):
+        if isinstance(error, NetdError) and stream.state == OPEN:
             log.debug("stream ended", why=str(error))
             stream.close(str(error), within=1.0)
         else:
@@ -726,7 +780,7 @@ class Reactor:
         stream.plain = stream.tls is None
         if received:
             self._give(stream, received)
-        if stream.tls is not None and stream.tls.closed and stream.state == OPEN:
+        if stream.tls is not None and stream.tls.closed and stream.state == OPEN and not rare.received:
             self._peer_ended(stream)  # its close_notify came with what was read before
 
     def _give(self, stream: Stream, data: bytes) -> None:
@@ -770,6 +824,8 @@ class Reactor:
             if not taken:
                 if outbox.size:
                     self._hold_back(stream)
+                    if stream.state == CLOSING:
+                        self._await_end(stream)
                 elif stream.state == CLOSING:
                     self._say_goodbye(stream)
                 return
@@ -779,10 +835,13 @@ class Reactor:
         for one in waiting or ():
             if sent >= one.least:
                 one.done()
-        if stream.rest is not None:
-            return
-        if stream.outbox.size or stream.state == CLOSING or (tls is not None and tls.pending):
-            self.mark(stream.outbox)
+        if stream.rest is not None or stream.outbox.size or (tls is not None and tls.pending):
+            if stream.state == CLOSING:
+                self._await_end(stream)
+            if stream.rest is None:
+                self.mark(stream.outbox)
+        elif stream.state == CLOSING:
+            self._say_goodbye(stream)
 
     def _several(self, stream: Stream, chunks: list[bytes]) -> None:
         """Chunks too large to be joined, or none at all although something waits. Raises OSError."""
@@ -839,6 +898,7 @@ class Reactor:
             rare.said_goodbye = True
             stream.tls.goodbye()
             if stream.tls.pending:
+                self._await_end(stream)
                 self.mark(stream.outbox)
                 return
         if rare.peer_ended:
@@ -847,11 +907,43 @@ class Reactor:
         stream.socket.shutdown(socket.SHUT_WR)
         stream.state = LINGERING
         self.arm(stream)
-        if rare.cut_off is None:
+        if stream.gone:
             return  # epoll did not have it
-        when = min(rare.cut_off.when, self._now + _LINGER)
-        rare.cut_off.cancel()
-        rare.cut_off = self.call_at(when, lambda: self.bury(stream, rare.why))
+        if rare.cut_off is not None:
+            rare.cut_off.cancel()
+            rare.cut_off = None
+        until = self._now + _LINGER
+        if rare.until < until:
+            rare.cut_off = self.call_at(rare.until, partial(self.bury, stream, rare.why))
+            return
+        rare.until = until
+        self._lingering.append((until, stream.socket.fileno()))
+        if len(self._lingering) == 1:
+            self._linger_until(until)
+
+    def _linger_until(self, when: float) -> None:
+        self._timers.call_at(when, self._no_longer)
+
+    def _no_longer(self) -> None:
+        """End those who have lingered for long enough, and look again when the next one has."""
+        lingering, now = self._lingering, self.now
+        while lingering:
+            until, fd = lingering[0]
+            stream = self._streams[fd]
+            # another one may have that descriptor by now
+            if stream is not None and stream.state == LINGERING and stream.extra().until == until:
+                if until > now + _SOON:
+                    self._linger_until(until)
+                    return
+                self.bury(stream, stream.extra().why)
+            lingering.popleft()
+
+    def _await_end(self, stream: Stream) -> None:
+        """It is closing, and something is in the way of its last words: what epoll has to say, for a bounded time."""
+        rare = stream.extra()
+        if rare.cut_off is None:
+            rare.cut_off = self.call_at(rare.until, partial(self.bury, stream, rare.why))
+        self.arm(stream)
 
     def _ring(self) -> None:
         """A batch of what is due. Outboxes that are marked meanwhile are flushed in a round of their own."""
@@ -870,6 +962,8 @@ class Reactor:
             self.bury(stream, "netd is stopping")
         self._bury_all(float("inf"))
         self._rest = []
+        self._watched.clear()
+        self._lingering.clear()
         self._dirty.clear()
         self._crowds.clear()
         self._unflushed.clear()

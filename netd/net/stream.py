@@ -100,16 +100,18 @@ class OutgoingOfCrowd(Outgoing, Protocol):
 class Rare:
     """What few streams need, and those not for long."""
 
-    __slots__ = ("again", "cut_off", "looped", "peer_ended", "received", "said_goodbye", "waiting", "why")
+    __slots__ = ("again", "cut_off", "looped", "peer_ended", "received", "said_goodbye", "until", "waiting", "why")
 
     def __init__(self) -> None:
         self.why = ""
         self.cut_off: Timer | None = None
-        """When the closing takes too long."""
+        """When the closing takes too long: it has not been over at once."""
+        self.until = 0.0
+        """When that is (time.monotonic())."""
         self.again: Timer | None = None
         """When the outbox' rate allows more."""
         self.received = b""
-        """Plaintext read before the stream came here, to be fed when it is not paused."""
+        """Plaintext read before the stream came here, or put back, to be fed when it is not paused."""
         self.looped: deque[bytes] | None = None
         self.waiting: list[Written] | None = None
         self.peer_ended = False
@@ -252,6 +254,13 @@ class Stream:
                 self.reactor.feed_later(self)
             else:
                 self.plain = self.tls is None
+
+    def put_back(self, data: bytes) -> None:
+        """For the endpoint, while it is given something: have the rest of that later, before what comes then."""
+        if self.state == OPEN:
+            self.extra().received = data
+            self.plain = False
+            self.reactor.feed_later(self)
 
     def close(self, why: str, *, within: float = 5.0) -> None:
         """Stop reading, send all that waits, say goodbye; cut off after `within` seconds. The first call counts."""

@@ -84,7 +84,7 @@ class Timers:
         """One more in the heap is cancelled."""
         self._cancelled += 1
         if self._cancelled > 64 and self._cancelled * 2 > len(self._heap):
-            self._heap = [timer for timer in self._heap if not timer.cancelled]
+            self._heap = [timer for timer in self._heap if timer._function is not None]
             heapq.heapify(self._heap)
             self._cancelled = 0
 

@@ -10,7 +10,7 @@ Rules:
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import trio
@@ -47,6 +47,10 @@ class Entrance:
     listen: Listen
     door: Door
     certificate: Certificate | None
+    bequeathed: object = field(default=None, init=False)
+    """What its listening socket leaves to those that it accepts, of SessionService._apply."""
+    heirs: int = field(default=0, init=False)
+    """Once `listener.drained` is this, all that are accepted have inherited it."""
 
     @property
     def waits(self) -> bool:

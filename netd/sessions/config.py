@@ -36,7 +36,8 @@ class SessionLimits(Section):
     """Bytes of unfinished messages that all connections together may have sent, looked at every second; past it those
     that hold most of them are closed with 1013."""
     idle_timeout: float = live(0.0, ge=0, le=604_800)
-    """A client that sends nothing for so long is closed (1000); 0: never."""
+    """A client that sends nothing for so long is closed (1000), but for those that only listen and have no way to send
+    anything (event streams); 0: never."""
     keepalive: float = live(30.0, ge=0, le=32_767)
     """A connection silent for so long is probed by the kernel (TCP_KEEPIDLE), then every third of it; three unanswered
     ones end it. 0: off."""

@@ -11,7 +11,9 @@ them: slots, no closures, nothing allocated for what most never do. Transports a
 Rules:
 - what a connection does with its bytes is its mode's business (modes.py); modes are shared and hold nothing of it;
 - limits are read from the door at every use, so that a reload holds from the next message on;
-- inbound pauses for reasons of several kinds at once (`Held`) and resumes when the last has gone;
+- inbound pauses for reasons of several kinds at once (`Held`) and resumes when the last has gone; who is not
+  read from for no fault of its own is neither idle nor silent, and its time begins anew when it is;
+- a long read is served in pieces; what there is no time for, or what is held back, is put back for later;
 - it ends once, whatever comes first: the hub forgets it at once, and then its last bytes may still be written.
 
 Left out: the socket and its TLS (net/reactor.py), what all connections have in common (exchange.py).
@@ -37,8 +39,22 @@ if TYPE_CHECKING:
 
 FAREWELL = 5.0
 """Seconds for a client to take what waits for it once its connection is ending."""
+_PIECE = 16_384
+"""Bytes of a read that are served before the clock is looked at: they may be thousands of messages, each for thousands
+of clients, or blow up a thousandfold."""
 SLOW_FAREWELL = 1.0
 """The same for one that is closed because it does not read, or does not answer."""
+
+
+class _Nothing:
+    """In place of a decoder, once nothing is read any more."""
+
+    __slots__ = ()
+    buffered = 0
+    error = None
+
+
+_NOTHING = _Nothing()
 
 
 class Held(IntFlag):
@@ -48,6 +64,7 @@ class Held(IntFlag):
     ECHO = 2
     """Its echo waits for it."""
     RATE = 4
+    """It sent too fast."""
     READER = 8
     """A program that uses the server library has not taken what came before."""
 
@@ -103,10 +120,15 @@ class Connection:
         self.heard = door.exchange.reactor.now
         if self._closing is not None:
             return
+        rest = None
+        if len(data) > _PIECE:
+            data, rest = data[:_PIECE], data
         if door.input_rate:
             self._spend(len(data))
         try:
             self.mode.received(self, data)
+            if rest is not None:
+                self._go_on(rest)
         except ProtocolError as error:
             self.fail(error)
 
@@ -115,7 +137,7 @@ class Connection:
         self._closing = (code, reason)
         self._earned()
         # whoever still has the connection need not have what came of a message
-        self.decoder = self.mode.decoder(self.door.limits)
+        self.decoder = _NOTHING
         self.door.exchange.ended(self, code, reason)
 
     # --- the outbox's owner ---
@@ -170,7 +192,7 @@ class Connection:
         return self._closing is not None
 
     def hold(self, why: int) -> None:
-        """Read nothing more for this reason. What was read already is still handed over."""
+        """Read nothing more for this reason. Of what was read already, a piece may still be handed over."""
         if not self.held:
             self.stream.pause()
         self.held |= why
@@ -179,12 +201,11 @@ class Connection:
         if self.held & why:
             self.held &= ~why
             if not self.held and self._closing is None:
+                self.heard = self.door.exchange.reactor.now
                 self.stream.resume()
 
     def fail(self, error: ProtocolError) -> None:
         """The peer broke the rules."""
-        if not self.mode.settled:
-            self.door.exchange.rejected("handshake", self.session.address)
         self.end(error.close or CloseCode.PROTOCOL, str(error))
 
     def end(self, code: int, reason: str, retry_after: float | None = None, *, within: float = FAREWELL) -> None:
@@ -207,14 +228,21 @@ class Connection:
     def look(self, now: float) -> None:
         """About once a second: end it if it is idle, send a ping if it is silent. `now` is the reactor's clock."""
         door = self.door
+        if self.held & ~Held.ECHO:
+            return
         silent = now - self.heard
-        if door.idle_timeout and silent >= door.idle_timeout:
+        if door.idle_timeout and silent >= door.idle_timeout and self.mode.speaks:
             self.end(CloseCode.NORMAL, "idle")
-        elif door.ping_interval and silent >= door.ping_interval and now - self.pinged >= door.ping_interval:
+        elif door.ping_interval and silent >= door.ping_interval and self.may_ping(now):
             self.pinged = now
             ping = self.mode.ping(door.exchange.milliseconds())
             if ping is not None:
-                self.outbox.push(ping, 128, True)
+                # who reads slowly, but does, has it in time
+                self.outbox.push(ping, 0 if self.outbox.size else 128, True)
+
+    def may_ping(self, now: float) -> bool:
+        """Whether it is time for another ping to a silent client."""
+        return now - self.pinged >= self.door.ping_interval
 
     def nudge(self) -> bool:
         """Send a ping long enough to be traced by. False: this mode has none."""
@@ -222,6 +250,20 @@ class Connection:
         return ping is not None and self.outbox.push(ping, 0)
 
     # --- inside ---
+
+    def _go_on(self, data: bytes) -> None:
+        """The first piece of a long read was served: so is the rest, for as long as there is time and nothing holds it
+        back. Raises as `Mode.received`."""
+        at, reactor, rate = _PIECE, self.door.exchange.reactor, self.door.input_rate
+        while at < len(data) and self._closing is None:
+            if self.held or reactor.over:
+                self.stream.put_back(data[at:])
+                return
+            piece = data[at : at + _PIECE]
+            at += _PIECE
+            if rate:
+                self._spend(len(piece))
+            self.mode.received(self, piece)
 
     def _finish(self, last: bytes, within: float) -> None:
         """`last` are the last bytes that it is sent, `_closing` says why."""

@@ -114,6 +114,8 @@ class Exchange(Generic[ConnectionT, DoorT]):
         """Called when a connection has ended."""
         self._unwelcome: set[ConnectionT] = set()
         """Adopted, and never let in."""
+        if hub is not None:
+            hub.on_lost.append(self._lost)
         self._ended = Totals()
 
     # --- doors ---
@@ -148,6 +150,10 @@ class Exchange(Generic[ConnectionT, DoorT]):
         return [one for one in self.connections if not self.leads_in(one.door)]
 
     # --- connections ---
+
+    def streams(self) -> list[Stream]:
+        """Of all that are here, in whatever state."""
+        return [connection.stream for connection in self.connections]
 
     def rejected(self, why: str, address: str) -> None:
         """A client was not let in."""
@@ -232,7 +238,8 @@ class Exchange(Generic[ConnectionT, DoorT]):
 
     def ended(self, connection: ConnectionT, code: int, why: str) -> None:
         """Its stream is gone. Whatever the observer raises, nothing of the connection stays."""
-        self.forget(connection, code, why)
+        if not connection.session.closing:
+            self.forget(connection, code, why)
         self.places.leave(connection.key)
         if connection in self._unwelcome:
             self._unwelcome.discard(connection)
@@ -258,6 +265,12 @@ class Exchange(Generic[ConnectionT, DoorT]):
     def milliseconds(self) -> int:
         """Since the epoch."""
         return round(self.clock() * 1000)
+
+    def _lost(self, session: Session, channel: bytes | None, why: str) -> None:
+        """The hub's `on_lost`."""
+        link: Any = session.link
+        if isinstance(link, Connection) and link in self.connections and not link.closing:
+            link.mode.lost(link, channel, why)
 
     # --- once a second ---
 

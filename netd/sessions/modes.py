@@ -28,6 +28,8 @@ class Mode:
     """Of its sessions."""
     settled = True
     """False while it is not known yet what the client speaks."""
+    speaks = True
+    """Its clients may say something; those of other modes are never idle."""
     pings = False
     """It has a harmless message, which keeps a connection alive and by which it can be traced."""
 
@@ -44,6 +46,10 @@ class Mode:
 
     def pressure(self, connection: Any, over: bool) -> None:
         """More than half of what may wait for the client does, or less than an eighth again."""
+
+    def lost(self, connection: Any, channel: bytes | None, why: str) -> None:
+        """The session may not hear a channel any more (None: its token counts no more), and was told so if there is a
+        word for it here. Where there is none, what it is there for may be over."""
 
     def ping(self, ts: int, *, padded: bool = False) -> bytes | None:
         """A harmless message as it goes on the wire, of at least 96 bytes if `padded`; None: the mode has none.

@@ -102,11 +102,15 @@ class Teller:
         self._words = words
         self._buckets: dict[str, Bucket] = {}
         self._unsaid: dict[str, int] = {}
+        self._full_until: dict[str, float] = {}
+        """What the buckets said last, by kind: thousands are left out in a second."""
 
     def opened(self, connection: Connection) -> None:
-        session = connection.session
+        words, session = self._words.opened, connection.session
+        if self._no_room(words):
+            return
         self._tell(
-            self._words.opened,
+            words,
             session=session.id,
             address=session.address,
             listener=session.listener,
@@ -114,24 +118,36 @@ class Teller:
         )
 
     def closed(self, connection: Connection, code: int, why: str) -> None:
-        session = connection.session
-        self._tell(self._words.closed, session=session.id, address=session.address, code=int(code), why=why)
+        words, session = self._words.closed, connection.session
+        if self._no_room(words):
+            return
+        self._tell(words, session=session.id, address=session.address, code=int(code), why=why)
 
     def rejected(self, why: str, address: str) -> None:
-        self._tell(self._words.rejected, why=why, address=address)
+        if not self._no_room(self._words.rejected):
+            self._tell(self._words.rejected, why=why, address=address)
 
     def pressure(self, connection: Connection, over: bool) -> None:
         kind: type[SessionNotice] = self._words.backpressure if over else self._words.drain
-        self._tell(kind, session=connection.session.id, queued=connection.outbox.size)
+        if not self._no_room(kind):
+            self._tell(kind, session=connection.session.id, queued=connection.outbox.size)
 
     def _tell(self, kind: type[SessionNotice], **fields: object) -> None:
+        self._bus.publish(kind(unsaid=self._unsaid.pop(kind.kind, None), **fields))
+
+    def _no_room(self, kind: type[SessionNotice]) -> bool:
+        """Whether one more of this kind has to be left out. It is counted then."""
         now, name = self._clock(), kind.kind
+        if now < self._full_until.get(name, 0.0):
+            self._unsaid[name] += 1
+            return True
         rate = NOTICES.get(name, _OTHERS)
         bucket = self._buckets.get(name)
         if bucket is None:
             bucket = self._buckets[name] = Bucket(rate, now)
         bucket.refill(now, rate, rate)
-        if bucket.draw(rate) > 0:
+        if (wait := bucket.draw(rate)) > 0:
+            self._full_until[name] = now + wait
             self._unsaid[name] = self._unsaid.get(name, 0) + 1
-            return
-        self._bus.publish(kind(unsaid=self._unsaid.pop(name, None), **fields))
+            return True
+        return False

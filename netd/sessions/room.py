@@ -36,8 +36,13 @@ class Room(Generic[ExchangeT]):
         """Made for the first generation."""
         if self._exchange is None:
             self._exchange = self.make_exchange(context)
-            self._exchange.changed = self.gone.unpark_all
+            self._exchange.changed = self._tell
         return self._exchange
+
+    def _tell(self) -> None:
+        """A connection has ended."""
+        if self.gone:  # seldom, and all that Trio does for nobody adds up
+            self.gone.unpark_all()
 
     def make_exchange(self, context: Context) -> ExchangeT:
         """A new one, with who is told of what happens in it."""

@@ -2,6 +2,7 @@
 
     accept --limits--> what may wait: a task --> Exchange --> the reactor
               closed        closed, told why
+    accept, in the reactor and many at a time, --limits--> Exchange: where there is nothing to wait for
 
     generation 1  accepts ......... drains: hands over, waits for arrivals; ends those whose listener is gone
     generation 2         starts --> owns the exchange, its doors, its limits ...
@@ -20,19 +21,22 @@ Left out: what a transport asks of those who come, and what connections do once 
 from __future__ import annotations
 
 import random
+import socket
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import structlog
 import trio
 
+from netd.budget import address_key
 from netd.errors import NotFound
-from netd.sessions.arrival import Arrived, Entrance, Rejected, Way, where_from
+from netd.sessions.arrival import Arrived, Entrance, Rejected, Way, where_from, written
 from netd.sessions.config import SessionLimits
 from netd.sessions.room import Room
-from netd.sessions.sockets import tune
+from netd.sessions.sockets import bequeath, tune
 from netd.wire.messages import CloseCode
 
 if TYPE_CHECKING:
@@ -76,9 +80,9 @@ class SessionService(Generic[ConfigT, EntranceT, RoomT]):
         raise NotImplementedError
 
     def _let_in(
-        self, entrance: EntranceT, stream: trio.SocketStream, arrived: Arrived, key: str, arrivals: trio.Nursery
+        self, entrance: EntranceT, sock: socket.socket, address: str, host: str, key: str, arrivals: trio.Nursery
     ) -> None:
-        """A client that has nothing to wait for: its place and its stream go with it. Raises nothing."""
+        """A client that has nothing to wait for: its place and its socket, which is tuned, go with it."""
         raise NotImplementedError
 
     async def _arrive(self, entrance: EntranceT, stream: trio.SocketStream, arrived: Arrived, key: str) -> None:
@@ -209,9 +213,15 @@ class SessionService(Generic[ConfigT, EntranceT, RoomT]):
         tuned = config.keepalive, config.send_buffer
         if room.tuned != tuned:
             room.tuned = tuned
-            for connection in exchange.connections:
+            for stream in exchange.streams():
                 with suppress(OSError):  # gone, and about to be told so
-                    tune(connection.stream.socket, config)
+                    tune(stream.socket, config)
+        for entrance in self._entrances:
+            if not entrance.waits and entrance.bequeathed != tuned:
+                # who is in its queue by now has not inherited this: see _arrived
+                entrance.bequeathed, entrance.heirs = tuned, entrance.listener.drained + 1
+                with suppress(OSError):  # released, and nobody comes by it any more
+                    bequeath(entrance.listener.socket, config)
         paced = config.rate, config.burst, config.input_rate, config.input_burst, config.backpressure
         if room.paced != paced:
             room.paced = paced
@@ -230,6 +240,8 @@ class SessionService(Generic[ConfigT, EntranceT, RoomT]):
 
     async def _accept(self, entrance: EntranceT, arrivals: trio.Nursery) -> None:
         exchange = self._exchange
+        if not entrance.waits:
+            await entrance.listener.accept_into(self._room.reactor.watch, partial(self._arrived, entrance, arrivals))
         while True:
             stream = await entrance.listener.accept()
             config = self._config
@@ -242,16 +254,43 @@ class SessionService(Generic[ConfigT, EntranceT, RoomT]):
             key = _PROXIED if proxied else arrived.key
             most = config.max_connections if proxied else config.connections_per_address
             why = exchange.places.enter(key, limit=config.max_connections, limit_per_key=most)
-            if why is None and entrance.waits and len(self._arriving) >= config.arriving:
+            if why is None and len(self._arriving) >= config.arriving:
                 exchange.places.leave(key)
                 why = "arriving"
             if why is not None:
                 exchange.rejected(why, arrived.address)
                 stream.socket.close()
-            elif entrance.waits:
-                arrivals.start_soon(self._arrive, entrance, stream, arrived, key)
             else:
-                self._let_in(entrance, stream, arrived, key, arrivals)
+                arrivals.start_soon(self._arrive, entrance, stream, arrived, key)
+
+    def _arrived(self, entrance: EntranceT, arrivals: trio.Nursery, sock: socket.socket, peer: Any) -> None:
+        """The same for a client that has nothing to wait for, without a task. Raises nothing."""
+        exchange, config = self._exchange, self._config
+        if peer:
+            host = peer[0]
+            address, key = written(host, peer[1]), address_key(host)
+        else:
+            address = host = key = "unix:"
+        try:
+            why = exchange.places.enter(key, limit=config.max_connections, limit_per_key=config.connections_per_address)
+            if why is None:
+                try:
+                    if entrance.heirs > entrance.listener.drained:
+                        tune(sock, config)
+                    elif config.send_buffer:
+                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, config.send_buffer)
+                except OSError:
+                    why = "gone"
+                    exchange.places.leave(key)
+            if why is not None:
+                exchange.rejected(why, address)
+                sock.close()
+                return
+            self._let_in(entrance, sock, address, host, key, arrivals)
+        except Exception:
+            exchange.rejected("broken", address)
+            log.exception("arrival broke", address=address)
+            sock.close()
 
     async def _pass(self, entrance: EntranceT, stream: trio.SocketStream, arrived: Arrived, key: str) -> str | None:
         """What may wait, for one client. The key of the place that it has then; None: it is not let in, and nothing of

@@ -1,7 +1,10 @@
 """What connections ask of their sockets: keepalive (tcp(7)), send buffer (socket(7)), who is at the other end.
 
-Rule: a limit that a reload changes is set on sockets that are there, too; what a socket does not have (a Unix socket
-has no keepalive) is left alone.
+Rules:
+- a limit that a reload changes is set on sockets that are there, too; what a socket does not have (a Unix socket has no
+  keepalive) is left alone;
+- TCP sockets inherit nearly all of it from the one that accepts them (`bequeath`), on Linux: seven calls for each
+  connection less. Not the send buffer: to set it ends the kernel's own tuning, and that cannot be taken back.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from netd.net.carrier import StreamCarrier
 from netd.net.linux import TCP_SAVED_SYN
 
 if TYPE_CHECKING:
+    import trio
+
     from netd.sessions.config import SessionLimits
     from netd.sessions.connection import Connection
 
@@ -35,13 +40,28 @@ def tune(sock: socket.socket, config: SessionLimits) -> None:
     keep_alive(sock, config.keepalive)
 
 
-def keep_alive(sock: socket.socket, seconds: float) -> None:
+def bequeath(sock: socket.socket | trio.socket.SocketType, config: SessionLimits) -> None:
+    """Have those that this listening socket accepts from now on follow the configuration, all but `send_buffer`."""
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        keep_alive(sock, config.keepalive)
+
+
+def keep_alive(sock: socket.socket | trio.socket.SocketType, seconds: float) -> None:
     """Have the kernel probe a peer that was silent for so long, then every third of it; 0: never."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1 if seconds else 0)
     if seconds:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, math.ceil(seconds)))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, math.ceil(seconds / _PROBES)))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
+
+
+def bound_silence(sock: socket.socket, seconds: float) -> None:
+    """Have the kernel give up on a peer that takes nothing of what it is sent for so long (tcp(7), TCP_USER_TIMEOUT);
+    0: as it likes, a quarter of an hour and more."""
+    if sock.family != socket.AF_UNIX:
+        with suppress(OSError):  # gone, and about to be told so
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
 
 
 def carrier_of(connection: Connection) -> StreamCarrier | None:

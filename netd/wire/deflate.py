@@ -86,6 +86,11 @@ class Agreed:
     level: int = 6
     memory: int = 8
 
+    @property
+    def takeover(self) -> bool:
+        """Whether the connection keeps a context of its own, either way."""
+        return not (self.server_no_context_takeover and self.client_no_context_takeover)
+
     def compressor(self, *, client: bool = False) -> Compressor:
         """For what we send: as a server, or as a `client`."""
         bits = self.client_max_window_bits if client else self.server_max_window_bits

@@ -51,7 +51,8 @@ where the channel has a history; another epoch is another history.
     ping, pong   ts, pad?
     ok           ref?; subscribe: C, epoch?, offset?, recovered?, pattern?; publish, direct, broadcast: delivered?
                  (sessions); refresh: expires?
-    error        ref?, code, message: invalid, denied, not-found, too-large, rate, unsupported, too-many, unavailable
+    error        ref?, refresh?, message, and as code
+                 invalid, denied, not-found, too-large, rate, unsupported, too-many, unavailable
     close        code? (1000), reason?, retry_after?: the connection ends behind it
 
 `recovered` is false where something after the position to recover from is gone, is too much, or may not be read by this
@@ -59,8 +60,9 @@ session: it goes on from the position it is told. A history has as many messages
 the newest), and at least one: who wants more asks again with another `since`. Joined and left are hints: only those who
 may ask who is there are told, not where much waits for them, and not of all when many come and go.
 
-`expires` is in how many seconds the token does, where it does. A session whose token has expired stays, without it: it
-is told with an error without `ref`, as it is of each subscription that this ends, and may refresh or say hello again.
+`expires` is in how many seconds the token does, where it does. A session whose token has expired, or counts no more
+since a reload, stays, without it: it is told with an error that has "refresh":true and no `ref`, and then of each
+subscription that this ends, and may refresh or say hello again.
 
 PATTERNS. Where a channel's namespace has wildcards (hub.namespace.N.wildcards, off unless configured), a name is a
 pattern if what follows the namespace and its ":", divided by ".", has the token `*`, or `>` as its last. `*` stands for
@@ -138,6 +140,7 @@ that says something; `=` the whole frame of the JSON above it.
       = 00000022 7b2274797065223a2270696e67222c227473223a313733323139303030303030307d
     < {"type":"pong","ts":1732190000000}
     < {"type":"error","code":"denied","message":"cannot publish to chat:room: ...","ref":2}
+    < {"type":"error","code":"denied","message":"cannot go on with the token 'a': it has expired","refresh":true}
     < {"type":"error","code":"denied","message":"cannot subscribe to chat:room: ...","channel":"chat:room"}
     < {"type":"close","code":1001,"reason":"the daemon stops","retry_after":2.5}
     > {"type":"close"}
@@ -426,6 +429,7 @@ class Error(_Numbered, frozen=True, tag="error"):
     message: str
     channel: _Name = UNSET
     channel64: _Name64 = UNSET
+    refresh: bool = False
 
 
 Request: TypeAlias = (

@@ -18,8 +18,8 @@ Left out: whether this Host and this Origin are welcome (both are in the answer)
 from __future__ import annotations
 
 import re
-from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
+from binascii import a2b_base64, b2a_base64
 from dataclasses import dataclass
 from hashlib import sha1
 from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
@@ -68,7 +68,7 @@ class Refusal:
 
 def accept_key(key: bytes) -> bytes:
     """Sec-WebSocket-Accept for a Sec-WebSocket-Key, section 4.2.2 step 5.4."""
-    return b64encode(sha1(key + _GUID, usedforsecurity=False).digest())
+    return b2a_base64(sha1(key + _GUID, usedforsecurity=False).digest(), newline=False)
 
 
 def wants_upgrade(headers: Headers) -> bool:
@@ -109,7 +109,7 @@ def upgrade(
             (b"Connection", b"Upgrade"),
         )
     keys = given.get(b"sec-websocket-key", [])
-    if len(keys) != 1 or not _is_key(keys[0]):
+    if len(keys) != 1 or not is_key(keys[0]):
         return _refusal(400, "Sec-WebSocket-Key is not 16 bytes in base64, once")
     if given.get(b"transfer-encoding") or any(length != b"0" for length in given.get(b"content-length", [])):
         return _refusal(400, "the request has a body")
@@ -158,9 +158,10 @@ def _protocols(values: Sequence[bytes]) -> set[str] | None:
     return asked if len(asked) == len(names) else None
 
 
-def _is_key(key: bytes) -> bool:
+def is_key(key: bytes) -> bool:
+    """Whether it is what Sec-WebSocket-Key has to be, section 4.2.1 point 5."""
     try:
-        return len(key) == 24 and len(b64decode(key, validate=True)) == 16
+        return len(key) == 24 and len(a2b_base64(key, strict_mode=True)) == 16
     except Base64Error:
         return False
 

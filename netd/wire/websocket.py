@@ -375,7 +375,11 @@ class Decoder:
     def _frame_ended(self, message: _Unfinished, events: list[Event]) -> None:
         if message.final:
             self._message = None
-            events.append(Messages(message.text, [message.whole(self._inflate, self.limits.max_message)]))
+            payload = message.whole(self._inflate, self.limits.max_message)
+            if events and isinstance(last := events[-1], Messages) and last.text is message.text:
+                last.payloads.append(payload)
+            else:
+                events.append(Messages(message.text, [payload]))
 
     def _control(self, opcode: int, payload: bytes, events: list[Event]) -> None:
         if opcode == PING:

@@ -1,7 +1,8 @@
 """Debian's Chromium without a window, driven by Playwright's synchronous interface: these tests are plain functions.
 
-One browser for all of them, a page for each. A page of ours is served by nobody: its requests are answered here, at an
-address that the test chooses, so that it has the origin that it should have.
+One browser for all of them, and one page, as a new one takes longer than most tests; whoever does to it what cannot be
+undone (another clock, functions of ours) leaves the next test a new one. A page of ours is served by nobody: its
+requests are answered here, at an address that the test chooses, so that it has the origin that it should have.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import netd.client
 from tests.browser.peer import PATIENCE, Peer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from playwright.sync_api import Browser, Page, Route
 
@@ -51,8 +52,24 @@ class Blank:
     def __init__(self, page: Page) -> None:
         self.page = page
         self.errors: list[str] = []
+        self.worn = False
+        """Nobody else can use it."""
         page.set_default_timeout(PATIENCE * 1000)
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("pageerror", self._failed)
+
+    def _failed(self, error: Exception) -> None:
+        self.errors.append(str(error))
+
+    def leave(self) -> None:
+        """As if nobody had been here."""
+        self.page.goto("about:blank")
+        self.page.remove_listener("pageerror", self._failed)
+        self.page.unroute_all()
+
+    def offer(self, name: str, function: Callable[..., Any]) -> None:
+        """Let the page call a function of ours."""
+        self.worn = True
+        self.page.expose_function(name, function)
 
     def visit(self, origin: str, *, served: bool = False) -> None:
         self.page.route(f"{origin}/blank", lambda route: route.fulfill(body=BLANK, content_type="text/html"))
@@ -62,8 +79,16 @@ class Blank:
         self.run("Object.assign(globalThis, await import('/netd.js'), { seen: [] })")
         self.run(_WATCH)
 
+    def later(self, seconds: float) -> None:
+        """All that a page does in so many seconds, at once. From the first call on, for tests that begin with 0."""
+        if seconds:
+            self.page.clock.run_for(round(seconds * 1000))
+        else:
+            self.worn = True
+            self.page.clock.install()
+
     def run(self, body: str, argument: Any = None) -> Any:
-        return self.page.evaluate(f"async (it) => {{ {body} }}", argument)
+        return self.page.evaluate(_RUN % (body, PATIENCE * 1000), argument)  # which would wait for ever
 
     def until(self, expression: str, argument: Any = None) -> Any:
         return self.page.wait_for_function(f"(it) => {expression}", arg=argument).json_value()
@@ -71,6 +96,14 @@ class Blank:
     def seen(self, *names: str) -> list[Any]:
         """The events of these names so far."""
         return [event for name, event in self.run("return seen") if name in names]
+
+
+_RUN = """(it) => {
+  let timer;
+  const done = (async (it) => { %s })(it);
+  const late = new Promise((_, failed) => { timer = setTimeout(() => failed(Error("it does not end")), %d) });
+  return Promise.race([done, late]).finally(() => clearTimeout(timer));
+}"""
 
 
 def _module(route: Route) -> None:
@@ -100,12 +133,22 @@ globalThis.outcome = (promise) =>
 """
 
 
+@pytest.fixture(scope="session")
+def tabs(browser: Browser) -> list[Page]:
+    """The page that is free, if there is one."""
+    return []
+
+
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Blank]:
-    context = browser.new_context()
-    blank = Blank(context.new_page())
+def page(browser: Browser, tabs: list[Page]) -> Iterator[Blank]:
+    # nobody knows who signed a test's certificate
+    blank = Blank(tabs.pop() if tabs else browser.new_context(ignore_https_errors=True).new_page())
     yield blank
-    context.close()
+    if blank.worn or blank.errors:
+        blank.page.context.close()
+    else:
+        blank.leave()
+        tabs.append(blank.page)
     assert blank.errors == []
 
 

@@ -98,6 +98,7 @@ class Peer:
     def __init__(self) -> None:
         self._links: queue.SimpleQueue[Link] = queue.SimpleQueue()
         self._all: list[Link] = []
+        self._over = False
         self._server = serve(self._arrived, "127.0.0.1", 0, subprotocols=["netd.json"], ping_interval=None)  # type: ignore[list-item]
         self.port: int = self._server.socket.getsockname()[1]
         self.url = f"ws://127.0.0.1:{self.port}/ws"
@@ -108,6 +109,7 @@ class Peer:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._over = True
         for link in self._all:
             link.done.set()
         self._server.shutdown()
@@ -123,4 +125,5 @@ class Peer:
         link = Link(connection)
         self._all.append(link)
         self._links.put(link)
-        link.done.wait()  # the connection ends with this function
+        if not self._over:  # whose page goes on coming back
+            link.done.wait()  # the connection ends with this function

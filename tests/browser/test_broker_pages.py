@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING
 import jwt
 import pytest
 
+from netd.hub.config import HubConfig
 from tests.browser.peer import PATIENCE
 from tests.services.broker.raw import broker
+from tests.services.trace.pems import FIRST_CERTIFICATE, FIRST_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -204,8 +206,8 @@ def test_a_page_shows_a_fresh_token_before_the_one_it_has_expires(page):
         return jwt.encode({"sub": "anna", "exp": issued[-1], "netd": allowed}, SECRET, "HS256")
 
     with broker(hub=ROOM) as house:
-        page.page.clock.install()
-        page.page.expose_function("issue", issue)
+        page.later(0)
+        page.offer("issue", issue)
         page.visit(f"http://{house.address}", served=True)
         page.run(
             """begin('/ws', { token: issue });
@@ -220,6 +222,35 @@ def test_a_page_shows_a_fresh_token_before_the_one_it_has_expires(page):
         assert (session.name, len(issued), page.seen("error")) == ("anna", 2, [])
         house.do(house.daemon.hub.kick, session.id)
         assert page.until("seen.find(([name]) => name == 'close')")[1]["error"]["kind"] == "kicked"
+
+
+def test_a_page_whose_key_is_removed_by_a_reload_shows_another_token_and_goes_on(page):
+    secrets = [SECRET]
+
+    def issue() -> str:
+        claims = {"sub": "anna", "exp": time.time() + 600, "netd": {"subscribe": ["room:*"], "publish": ["room:*"]}}
+        return jwt.encode(claims, secrets[-1], "HS256")
+
+    with broker(hub=ROOM) as house:
+        page.offer("issue", issue)
+        page.visit(f"http://{house.address}", served=True)
+        page.run(
+            """begin('/ws', { token: issue });
+            await client.subscribe('room:a', (message) => seen.push(['got', message.data])).ready;"""
+        )
+        secrets.append(SECRET[::-1])
+        rotated = ROOM | {"key": [{"name": "hs", "algorithm": "HS256", "secret": secrets[-1]}]}
+        house.do(house.daemon.hub.reconfigure, HubConfig.model_validate(rotated))
+        house.do(house.daemon.hub.publish, b"room:a", "to nobody")
+        page.until("client.session && seen.some(([name]) => name == 'error')")
+        [session] = house.daemon.hub.present()
+        eventually(lambda: session.channels, page)
+        house.do(house.daemon.hub.publish, b"room:a", "to her")
+        page.until("seen.some(([name, data]) => name == 'got' && data == 'to her')")
+        assert [error["message"].split(":")[0] for error in page.seen("error")] == ["cannot go on with the token 'hs"]
+        assert len(page.seen("open")) == 1
+        # it cannot have what it missed while it had no token: no history is kept here, and it is told
+        assert (page.seen("got"), len(page.seen("gap"))) == (["to her"], 1)
 
 
 def test_a_page_without_its_token_is_told_which_rule_refuses(page):
@@ -295,6 +326,24 @@ def test_a_page_of_an_origin_in_the_list_is_welcome(page):
         page.visit(STRANGER)
         # the token is not one: the page may read that too
         assert tried(page, house) == {"socket": True, "post": 401, "plain": 201, "stream": True}
+
+
+def test_a_page_over_tls(page, tmp_path):
+    (tmp_path / "cert").write_text(FIRST_CERTIFICATE)
+    (tmp_path / "key").write_text(FIRST_KEY)
+    tls = {"certificate": str(tmp_path / "cert"), "key": str(tmp_path / "key")}
+    with broker({"listen": [{"address": "127.0.0.1:0", "tls": tls}]}) as house:
+        page.visit(f"https://{house.address}", served=True)
+        page.run(
+            """begin('/ws');
+            await client.subscribe('public:a', (message) => seen.push(['got', message.data])).ready;
+            await fetch('/channels/public:a', { method: 'POST', body: 'x'.repeat(50_000) });"""
+        )
+        page.until("seen.some(([name]) => name == 'got')")
+        assert page.seen("got") == ["x" * 50_000]
+        [session] = house.daemon.hub.present()
+        assert session.link.tls
+        page.run("await client.close()")
 
 
 def test_the_module_is_served_with_its_types(page):

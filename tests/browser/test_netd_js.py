@@ -13,10 +13,14 @@ ORIGIN = "http://127.0.0.1:8000"
 @pytest.fixture
 def begun(page, peer):
     """A page with a client that has been greeted, and the peer's side of it."""
+    return greeted(page, peer, resume="secret-1")
+
+
+def greeted(page, peer, options="{}", **welcome):
     page.visit(ORIGIN)
-    page.run("begin(it)", peer.url)
+    page.run(f"begin(it, {options})", peer.url)
     link = peer.accept()
-    link.welcome(resume="secret-1")
+    link.welcome(**welcome)
     page.until("client.session")
     return link
 
@@ -116,17 +120,21 @@ def test_every_operation_has_its_request_and_its_answer(page, peer):
 
 
 def test_a_refusal_and_silence_are_errors_with_a_kind(page, peer):
-    page.visit(ORIGIN)
-    page.run("begin(it, { timeout: 1 })", peer.url)
-    link = peer.accept()
-    link.welcome()
+    page.later(0)
+    link = greeted(page, peer)
     page.run("globalThis.answer = outcome(client.publish('public:a', 1))")
     link.say(type="error", code="denied", message="cannot publish: no", ref=link.request("publish")["ref"])
     assert page.run("return answer") == {"error": {"kind": "denied", "message": "cannot publish: no"}}
-    refused = page.run("return outcome(client.publish('public:a', 1))")["error"]
-    assert refused == {"kind": "unreachable", "message": "cannot publish to public:a: no answer within 1 s"}
+    page.run("globalThis.answer = outcome(client.publish('public:a', 1))")
+    page.later(10)
+    assert page.run("return answer") == {
+        "error": {"kind": "unreachable", "message": "cannot publish to public:a: no answer within 10 s"}
+    }
     assert page.run("return outcome(client.publish('public:a', undefined))")["error"]["kind"] == "invalid"
     assert page.run("return outcome(client.binary('text'))")["error"]["kind"] == "invalid"
+    page.run("globalThis.round = {}; round.round = round")
+    for value in ("1n", "round", "{ toJSON() { throw Error('mine') } }"):
+        assert page.run(f"return outcome(client.publish('public:a', {value}))")["error"]["kind"] == "invalid"
     page.run("client.publish('public:b', 1, { confirm: false })")
     assert "ref" not in [link.request("publish"), link.request("publish")][-1]
     link.say(type="error", code="denied", message="cannot publish: no")
@@ -208,6 +216,21 @@ def test_one_gap_where_the_daemon_says_that_something_is_gone(page, peer, begun)
     assert page.seen("gap")[1:] == [{"channel": "public:a", "epoch": "e2", "missed": 2}]
 
 
+def test_after_messages_without_offsets_it_is_level_again_and_nothing_is_missing(page, peer, begun):
+    """As the daemon says after an outage of what its machines share."""
+    subscribed(page, begun)
+    begun.publish(5)
+    begun.say(type="message", channel="public:a", data="local")
+    begun.say(type="ok", channel="public:a", epoch="e2", offset=9)
+    begun.publish(10, epoch="e2")
+    page.until("seen.some(([name, data]) => name == 'got' && data == 10)")
+    assert page.seen("got", "gap") == [5, "local", 10]
+    begun.say(type="ok", channel="public:a", epoch="e2", offset=12)
+    begun.publish(12, 13, epoch="e2")
+    page.until("seen.some(([name, data]) => name == 'got' && data == 13)")
+    assert page.seen("got", "gap")[3:] == [13]
+
+
 def test_going_on_from_a_position_of_before(page, peer, begun):
     page.run(
         """globalThis.gaps = [];
@@ -220,10 +243,7 @@ def test_going_on_from_a_position_of_before(page, peer, begun):
 
 
 def test_an_iterator_ends_with_its_subscription_and_says_what_it_could_not_keep(page, peer):
-    page.visit(ORIGIN)
-    page.run("begin(it, { inboxItems: 3 })", peer.url)
-    link = peer.accept()
-    link.welcome()
+    link = greeted(page, peer, "{ inboxItems: 3 }")
     page.run("globalThis.sub = client.subscribe('public:a')")
     link.confirm("public:a", epoch="e1", offset=0)
     link.publish(1, 2, 3, 4, 5)
@@ -247,10 +267,15 @@ def test_an_iterator_ends_with_its_subscription_and_says_what_it_could_not_keep(
     assert page.seen("error")[-1] == taken["error"]
 
 
-def test_a_refused_subscription_says_so_and_one_that_came_too_fast_is_asked_for_again(page, peer, begun):
+def test_a_refused_subscription_says_so_and_one_that_came_too_fast_is_asked_for_again(page, peer):
+    page.later(0)
+    begun = greeted(page, peer)
     page.run("globalThis.sub = client.subscribe('public:a', () => {}); globalThis.ready = outcome(sub.ready)")
     ref = begun.request("subscribe")["ref"]
     begun.say(type="error", code="rate", message="cannot do more", ref=ref)
+    begun.say(type="text", text="behind it")
+    page.until("seen.some(([name]) => name == 'text')")
+    page.later(1.5)
     ref = begun.request("subscribe")["ref"]
     begun.say(type="error", code="denied", message="cannot subscribe: no", ref=ref)
     assert page.run("return (await ready).error.kind") == "denied"
@@ -260,6 +285,22 @@ def test_a_refused_subscription_says_so_and_one_that_came_too_fast_is_asked_for_
     link.confirm("public:b")  # and the refused one was not asked for again
     refused = page.run("try { client.subscribe('public:b') } catch (error) { return plain(error) }")
     assert refused["message"] == "cannot subscribe to public:b twice: this client is subscribed"
+
+
+def test_what_is_subscribed_to_again_stays_whatever_became_of_the_unsubscribe(page, peer, begun):
+    """A session that comes back has no subscriptions: what ended one before must not be asked of the new one."""
+    subscribed(page, begun)
+    page.run("globalThis.left = outcome(sub.unsubscribe())")
+    begun.request("unsubscribe")  # and is not answered
+    begun.abort()
+    page.until("client.state.name != 'connected'")
+    page.run("globalThis.sub = client.subscribe('public:a', (message) => seen.push(['again', message.data]))")
+    link = peer.accept()
+    link.welcome()
+    assert "recover" not in link.confirm("public:a", epoch="e1", offset=4)
+    assert page.run("return left") == {"value": None}
+    page.run("client.publish('public:a', 'next', { confirm: false })")
+    assert link.receive()["type"] == "publish"
 
 
 def test_a_pattern_has_the_messages_of_all_its_channels_and_a_gap_for_each_loss(page, peer, begun):
@@ -338,16 +379,23 @@ def test_the_session_is_resumed_and_a_stranger_where_its_secret_is_too_old(page,
     assert "resume" not in link.welcome(session="s-2")
     page.until("client.session == 's-2'")
     assert [event["resumed"] for event in page.seen("open")] == [False, True, False]
+    backoffs = [state["attempt"] for state in page.seen("state") if state["name"] == "backoff"]
+    assert backoffs == [1, 1], "each was a good connection before"
 
 
-def test_it_stays_away_for_as_long_as_the_daemon_says(page, peer, begun):
-    begun.say(type="close", code=1001, reason="the daemon stops", retry_after=0.7)
+def test_it_stays_away_for_as_long_as_the_daemon_says(page, peer):
+    page.later(0)
+    begun = greeted(page, peer)
+    begun.say(type="close", code=1001, reason="the daemon stops", retry_after=1e6)
     begun.close(1001)
     state = page.until("seen.find(([name, state]) => name == 'state' && state.name == 'backoff')")[1]
-    assert state["seconds"] >= 0.7
+    assert 3600 <= state["seconds"] < 3610  # the most that a daemon can ask for
     assert state["reason"] == "the daemon closed the session (1001): the daemon stops"
     page.run("dispatchEvent(new Event('online'))")  # no reason to come earlier than that
+    page.later(3500)
+    page.run("dispatchEvent(new Event('online'))")
     assert page.run("return client.state.name") == "backoff"
+    page.later(101)
     peer.accept().welcome()
 
 
@@ -368,11 +416,7 @@ def test_each_delay_is_longer_than_the_one_before_and_jittered(page, peer):
     "sign", ["document.dispatchEvent(new Event('visibilitychange'))", "dispatchEvent(new Event('online'))"]
 )
 def test_a_page_that_is_looked_at_again_and_a_network_that_is_back_need_not_wait(page, peer, sign):
-    page.visit(ORIGIN)
-    page.run("begin(it, { reconnect: { first: 3600, longest: 3600 } })", peer.url)
-    link = peer.accept()
-    link.welcome(heartbeat=3600.0)
-    page.until("client.session")
+    link = greeted(page, peer, "{ reconnect: { first: 3600, longest: 3600 } }", heartbeat=3600.0)
     page.run(sign)
     link.request("ping")  # is it still there?
     link.abort()
@@ -382,17 +426,19 @@ def test_a_page_that_is_looked_at_again_and_a_network_that_is_back_need_not_wait
 
 
 def test_a_daemon_that_says_nothing_is_asked_and_then_lost(page, peer):
-    page.visit(ORIGIN)
-    page.run("begin(it)", peer.url)
-    link = peer.accept()
-    link.welcome(heartbeat=0.5)
+    page.later(0)
+    link = greeted(page, peer, heartbeat=100.0)
+    page.later(101)
     link.request("ping")
     link.say(type="ping", ts=5)
     assert link.request("pong")["ts"] == 5
+    page.later(299)
+    assert page.run("return client.state.name") == "connected"
+    page.later(2)
     again = peer.accept()
     again.welcome()
     page.until("seen.filter(([name]) => name == 'open').length == 2")
-    assert any("nothing was heard for 1.5 s" in (state.get("reason") or "") for state in page.seen("state"))
+    assert any("nothing was heard for 300 s" in (state.get("reason") or "") for state in page.seen("state"))
 
 
 def test_a_daemon_that_does_not_greet_is_tried_again(page, peer):
@@ -422,6 +468,17 @@ def test_a_daemon_may_end_it_in_peace(page, peer, begun):
     begun.close(1000)
     assert page.until("seen.find(([name]) => name == 'close')")[1]["error"] is None
     assert peer.nobody_came()
+
+
+def test_who_leaves_and_closes_need_not_wait_for_either(page, peer, begun):
+    subscribed(page, begun)
+    page.run("sub.unsubscribe(); globalThis.ended = client.close().then(() => 'closed')")
+    assert begun.request("unsubscribe")["channel"] == "public:a"
+    assert begun.closed() == 1000
+    begun.done.set()
+    assert page.run("return ended") == "closed"
+    page.run("await new Promise((done) => setTimeout(done))")
+    assert page.errors == []  # no rejection that nobody handles
 
 
 def test_a_clean_close_sends_what_is_queued_and_ends_what_waits(page, peer, begun):
@@ -462,6 +519,87 @@ def test_a_token_that_cannot_be_had_is_asked_for_again(page, peer):
     page.run("let n = 0; begin(it, { token: () => { if (!n++) throw Error('no net'); return 'token' } })", peer.url)
     assert peer.accept().welcome()["token"] == "token"
     assert page.seen("error") == [{"kind": "unreachable", "message": "cannot get a token: no net"}]
+
+
+def test_a_token_that_throws_at_once_is_an_error_once(page, peer):
+    page.later(0)
+    page.visit(ORIGIN)
+    page.run("let n = 0; begin(it, { token: () => { if (!n++) throw Error('no net'); return 'token' } })", peer.url)
+    page.until("seen.some(([name]) => name == 'error')")
+    page.later(60)
+    assert page.errors == []  # nothing is left that rejects later
+    assert page.seen("error") == [{"kind": "unreachable", "message": "cannot get a token: no net"}]
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_a_token_that_counts_no_more_is_replaced_and_what_it_gave_goes_on(page, peer, good):
+    page.later(0)
+    page.visit(ORIGIN)
+    page.run("let n = 0; begin(it, { token: async () => `token-${++n}` })", peer.url)
+    link = peer.accept()
+    link.welcome()
+    subscribed(page, link)
+    link.publish(5)
+    link.say(
+        {"type": "error", "code": "denied", "message": "cannot go on with the token", "refresh": True},
+        {"type": "error", "code": "denied", "message": "cannot stay subscribed", "channel": "public:a"},
+        {"type": "text", "text": "behind them"},
+    )
+    page.until("seen.some(([name]) => name == 'text')")
+    assert page.seen("got") == [5]
+    page.later(1)
+    refresh = link.request("refresh")
+    assert refresh["token"] == "token-2"
+    if good:
+        link.say(type="ok", ref=refresh["ref"])
+        request = link.confirm("public:a", epoch="e1", offset=6, recovered=True)
+        assert request["recover"] == {"epoch": "e1", "offset": 5}
+        link.publish(6)
+        page.until("seen.filter(([name]) => name == 'got').length == 2")
+        assert page.seen("got", "gap") == [5, 6]
+        assert [error["message"] for error in page.seen("error")] == ["cannot go on with the token"]
+    else:
+        link.say(type="error", code="denied", message="cannot accept the token", ref=refresh["ref"])
+        page.until("seen.filter(([name]) => name == 'error').length == 3")
+        assert [error["message"] for error in page.seen("error")] == [
+            "cannot go on with the token",
+            "cannot accept the token",
+            "cannot stay subscribed",
+        ]
+        assert page.run("return sub.live") is False
+
+
+def test_what_a_lost_token_ended_is_asked_for_by_the_next_connection(page, peer):
+    page.later(0)
+    page.visit(ORIGIN)
+    page.run("let n = 0; begin(it, { token: async () => `token-${++n}` })", peer.url)
+    link = peer.accept()
+    link.welcome()
+    subscribed(page, link)
+    link.say(
+        {"type": "error", "code": "denied", "message": "cannot go on with the token", "refresh": True},
+        {"type": "error", "code": "denied", "message": "cannot stay subscribed", "channel": "public:a"},
+    )
+    page.until("!sub.live")
+    link, _ = lose(peer, link)
+    link.confirm("public:a", epoch="e1", offset=4, recovered=True)
+    page.until("sub.live")
+    link.say(type="error", code="denied", message="cannot stay after all", channel="public:a")
+    page.until("seen.some(([name, error]) => name == 'error' && error.message == 'cannot stay after all')")
+    assert page.run("return sub.live") is False
+
+
+def test_a_refresh_that_is_lost_with_its_connection_is_no_error(page, peer):
+    """The next connection shows a fresh token anyway."""
+    page.visit(ORIGIN)
+    page.run("let n = 0; begin(it, { token: async () => `token-${++n}` })", peer.url)
+    link = peer.accept()
+    link.welcome(expires=0.1)
+    link.request("refresh")
+    link, hello = lose(peer, link)
+    assert hello["token"] == "token-3"
+    page.until("seen.filter(([name]) => name == 'open').length == 2")
+    assert page.seen("error") == []
 
 
 @pytest.mark.parametrize(("code", "final"), [("denied", True), ("too-many", False)])

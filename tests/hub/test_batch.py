@@ -52,7 +52,8 @@ class Ready(Room):
     def send_at_once(self, outboxes: list[Outbox], data: bytes, messages: int) -> list[Outbox]:
         first, others = outboxes[0], []
         for outbox in outboxes:
-            if outbox.size or outbox.encoder is not first.encoder or outbox.rules is not first.rules:
+            small = outbox.rules.bound < 5000  # what went out at once leaves it room that it would not have had
+            if small or outbox.size or outbox.encoder is not first.encoder or outbox.rules is not first.rules:
                 others.append(outbox)
                 continue
             outbox.left += messages
@@ -218,8 +219,8 @@ def test_what_a_policy_drops_is_counted_by_message():
     other = listener(room, CHANNEL, encoder=lines, rules=OutboxRules(40, "drop-oldest"))
     in_a_row(author, CHANNEL, [b"x" * 4] * 3, text=False)
     in_a_row(author, CHANNEL, [b"y" * 4] * 6, text=False)
-    assert waiting(other) == [b"y" * 4 + b"\n"] * 6
-    assert (other.session.dropped, other.session.messages_out) == (3, 9)
+    assert waiting(other) == [b"x" * 4 + b"\n"] * 2 + [b"y" * 4 + b"\n"] * 6
+    assert (other.session.dropped, other.session.messages_out) == (1, 9)
 
 
 # --- who does not hear what it said itself ----------------------------------------------------------------------------
@@ -250,3 +251,38 @@ def test_the_deaf_hear_nothing_of_their_own_through_patterns_or_later():
     ok = deaf.hear(CHANNEL, recover=Position(history.epoch, 0))
     assert ok.recovered
     assert [data_of(each) for each in deaf.missed] == ["server"]
+
+
+def test_who_has_room_for_a_row_gets_it_at_once_and_who_has_none_ends_at_once():
+    pushes = []
+
+    def counted(joins: bool) -> type[Outbox]:
+        class Counting(Outbox):
+            def push(self, *arguments: Any, **more: Any) -> bool:
+                pushes.append(arguments)
+                return super().push(*arguments, **more)
+
+        Counting.joins = joins
+        return Counting
+
+    row = [b"%04d" % number for number in range(5000)]
+    for joins in (True, False):
+        room = Room(config(public()))
+        for waits, policy, closed, most in (
+            (60_000, "disconnect", None, 1),
+            (60_000, "drop-oldest", None, 1),
+            (99_990, "disconnect", 4008, 5),
+        ):
+            person = room.person(rules=OutboxRules(100_000, policy))
+            person.session.outbox = person.outbox = counted(joins)(person.rules, room, person)
+            person.session.encoder = Lines()
+            room.hub.subscribe(person.session, CHANNEL)
+            person.outbox.push(b"x" * waits)
+            pushes.clear()
+            in_a_row(room.person(), CHANNEL, row, True)
+            assert len(pushes) <= most
+            assert [code for code, _ in person.closed] == ([closed] if closed else [])
+            if closed is None:
+                assert person.session.messages_out == 5001
+                assert b"".join(waiting(person))[waits:] == b"".join(each + b"\n" for each in row)
+            room.hub.unsubscribe(person.session, CHANNEL)

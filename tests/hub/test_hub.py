@@ -480,11 +480,16 @@ def test_a_token_that_is_gone_leaves_its_session_anonymous_and_out_of_its_channe
     room.hub.reconfigure(config(public(), Namespace(name="team")))
     assert person.session.token is None
     assert person.session.channels == {b"public:a", b"team:placed"}
-    (error,) = person.heard()
+    lost, error = person.heard()
+    assert isinstance(lost, Error)
     assert isinstance(error, Error)
-    assert (error.code, error.ref) == ("denied", None)
+    assert (lost.code, lost.ref, lost.refresh) == ("denied", None, True)
+    assert lost.message == "cannot go on with the token 't': this configuration takes it no more; refresh it"
+    assert (error.code, error.ref, error.refresh) == ("denied", None, False)
     assert "'team:x': namespace 'team' allows subscribe to tokens only" in error.message
     assert person.closed == []
+    room.hub.reconfigure(config(public()))
+    assert not any(each.refresh for each in person.heard()), "once is enough"
 
 
 def test_finished_tokens_leave_nothing_that_could_fail():

@@ -93,6 +93,9 @@ class Record:
     """Since when it has neither messages nor subscribers."""
 
 
+TOKEN_GONE = "cannot go on with the token 't': this configuration takes it no more; refresh it"
+
+
 @dataclass(eq=False)
 class Peer:
     """A session as it should be."""
@@ -580,8 +583,11 @@ class HubModel(RuleBasedStateMachine):
         self.room.hub.reconfigure(CONFIGS[number])
         wild = self.before = {name: self.wild(name) for name in PATTERNS}
         self.config = CONFIGS[number]
-        for peer in self.peers:
-            peer.token &= bool(self.config.token)
+        for peer in list(self.peers):
+            if peer.token and not self.config.token:
+                peer.token = False
+                self.send(peer, Error(code="denied", message=TOKEN_GONE, refresh=True))
+                self.settle()
         for channel, record in list(self.records.items()):
             if not self.keeps(channel):
                 self.forget(channel)

@@ -111,6 +111,24 @@ def test_a_pipeline_cut_into_any_pieces_is_answered_in_order(requests, data):
     assert run(test) == [expected.get(one, b"GET /g |") for one in requests]
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /?token=secret\x00 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization : secret\r\n\r\n",
+    ],
+)
+async def test_a_line_that_cannot_be_read_is_not_repeated(head, capfd, autojump_clock):
+    """What is told to the peer is logged, and there may be a token in it."""
+    async with conversation(echo) as peer:
+        await peer.send(head)
+        response = await peer.response()
+        assert response.status == 400
+        assert b"illegal" in response.body
+        assert b"secret" not in response.body
+    assert "secret" not in "".join(capfd.readouterr())
+
+
 # --- shapes that two readers could understand differently -------------------------------------------------------------
 
 

@@ -78,7 +78,7 @@ class Requests:
             what = f"cannot have more than {most} requests wait for workers (broker.max_requests_waiting)"
             raise Answered(503, "too-busy", what, [(b"retry-after", b"1")])
         try:
-            body = await whole_body(receive, config.http.max_body)
+            body = await whole_body(receive, config.http.max_body, "(broker.http.max_body)")
             if body is None:
                 return
             response = await self._ask(_request(scope, caller, body), receive)
@@ -113,8 +113,9 @@ class Requests:
         return found[0] if found else None
 
 
-async def whole_body(receive: Receive, most: int) -> bytes | None:
-    """The body of a request; None: the client has gone. Raises Answered (413) for one beyond `most` bytes."""
+async def whole_body(receive: Receive, most: int, key: str) -> bytes | None:
+    """The body of a request; None: the client has gone. Raises Answered (413) for one beyond `most` bytes (`key` says
+    where that stands)."""
     body = bytearray()
     while True:
         message = await receive()
@@ -122,7 +123,7 @@ async def whole_body(receive: Receive, most: int) -> bytes | None:
             return None
         body += message["body"]
         if len(body) > most:
-            raise Answered(413, "too-large", f"cannot take a body above {most} bytes")
+            raise Answered(413, "too-large", f"cannot take a body above {most} bytes {key}")
         if not message["more_body"]:
             return bytes(body)
 

@@ -59,8 +59,8 @@ class BrokerConfig(SessionLimits):
     ping_interval: float = live(25.0, ge=0, le=3600)
     """A client silent for so long is sent a ping, an event stream a comment; 0: never."""
     ping_timeout: float = live(20.0, ge=0, le=3600)
-    """A WebSocket from which nothing at all comes for so long after a ping is taken for dead, and closed (1011).
-    0: never."""
+    """A WebSocket from which nothing at all comes for so long after a ping is taken for dead, and closed (1011); so is
+    an event stream of which nothing is taken for so long (TCP_USER_TIMEOUT). 0: never."""
 
     # compression
     deflate: bool = replace(False)
@@ -71,6 +71,9 @@ class BrokerConfig(SessionLimits):
     message is compressed once for everybody who hears it."""
     client_takeover: bool = replace(False)
     """Let clients do so."""
+    max_takeover: int = live(1024, ge=0, le=1_000_000)
+    """WebSockets at once that may keep what came before in mind, either way. With one more it is agreed that neither
+    side does."""
     deflate_window: int = replace(15, ge=9, le=15)
     """Bits of the window, of both sides."""
     deflate_level: int = replace(6, ge=1, le=9)

@@ -1,14 +1,17 @@
 """The short way in: a connection whose first bytes are the handshake of a WebSocket becomes one without a task.
 
     accept --> Doorstep, in the reactor --head is whole--> h11 --> site --> Gateway.enter: the same stream goes on
+        |            |                                                          ^
+        '------------|------------ a head that is known: `recur` ---------------'
                      |
                      '-- anything else, whatever it is --> HTTP's front door, in a task, with what was read
 
 Rules:
-- it is the same request, read by the same parser and answered by the same site: this is only who waits for it. What the
-  site does not answer at once with a WebSocket is asked again by the front door, from the beginning: every refusal is
-  told there;
-- the site's way to a WebSocket waits for nothing but for what it says and reads, which shows here before it was done;
+- it is the same request, read by the same parser and answered by the same site, once: this is only who waits for it.
+  What the site says instead of a WebSocket is told by the front door, word for word;
+- a head that was let in before is let in again without a parser, as far as nothing else decides on it (recurring.py);
+- the site's way to a WebSocket waits for nothing but for what it reads, which shows here before it was done: then the
+  front door has it asked from the beginning;
 - who does not finish a head is bounded as at the front door: `http.max_head` bytes, `http.head_timeout` seconds
   (looked at once a second), and with the others there `http.max_connections`: past it the oldest here has to go.
 
@@ -17,17 +20,21 @@ Left out: TLS and PROXY headers, which are waited for in a task (service.py).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import h11
 import structlog
 
 from netd.net.asgi import Ends, Refused, check_head, check_lines, headers_of, request_scope
+from netd.services.broker import recurring
 from netd.services.broker.visit import Visit
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Generator
 
+    from netd.net.asgi import Message, Send
     from netd.net.stream import Stream
     from netd.services.broker.doors import Door
     from netd.services.broker.gateway import Gateway
@@ -49,17 +56,28 @@ class _Waits:
         yield
 
 
-async def _wait(*message: Any) -> Any:
+async def _wait() -> Any:
     await _Waits()
 
 
+def _keeper(said: list[Message]) -> Send:
+    """What has the site believe that this is told."""
+
+    async def keep(message: Message) -> None:
+        said.append(message)
+
+    return keep
+
+
 class Admitted:
-    """A stream of the reactor that HTTP is through with; in the place of asgi.Handed."""
+    """A connection that HTTP is through with, without a Trio stream; in the place of asgi.Handed."""
 
-    __slots__ = ("head", "received", "stream")
+    __slots__ = ("head", "received", "sock", "stream")
 
-    def __init__(self, stream: Stream, head: bytes, received: bytes) -> None:
+    def __init__(self, sock: socket.socket, stream: Stream | None, head: bytes, received: bytes) -> None:
+        self.sock = sock
         self.stream = stream
+        """What the reactor has of it, if it is there already."""
         self.head = head
         """Of the answer: it goes out with the first that the session is sent."""
         self.received = received
@@ -68,7 +86,20 @@ class Admitted:
 class Doorstep:
     """The endpoint and the outbox of one such connection. Its place (`key`) is its until it is handed on."""
 
-    __slots__ = ("_admitted", "_data", "_last", "_rest", "address", "door", "gateway", "host", "key", "since", "stream")
+    __slots__ = (
+        "_admitted",
+        "_data",
+        "_last",
+        "_rest",
+        "address",
+        "door",
+        "gateway",
+        "host",
+        "key",
+        "since",
+        "stream",
+        "visit",
+    )
 
     def __init__(self, gateway: Gateway, door: Door, address: str, host: str, key: str) -> None:
         self.gateway = gateway
@@ -78,6 +109,8 @@ class Doorstep:
         self.key = key
         self.since = gateway.reactor.now
         self.stream: Any = None
+        self.visit: Visit | None = None
+        """With what the site has answered, for the front door to go on with."""
         self._data = b""
         self._rest = b""
         self._last = b""
@@ -87,6 +120,8 @@ class Doorstep:
 
     def receive(self, data: bytes) -> None:
         before = len(self._data)
+        if not before and recur(self.gateway, self.door, data, self.stream.socket, self, self.address, self.key):
+            return
         self._data += data
         end = self._data.find(_END, max(0, before - 3))
         if end < 0 and len(self._data) <= self.gateway.config.http.max_head:
@@ -155,16 +190,19 @@ class Doorstep:
         except (h11.RemoteProtocolError, Refused, OSError):
             return False
         scope["extensions"]["netd.handover"] = self._handover
+        if not self._rest and may_recur(gateway, self.door) and (head := recurring.head_of(self._data)) is not None:
+            scope["extensions"]["netd.recurs"] = partial(gateway.recurring.put, head, headers)
         visit = Visit(gateway, self.door, self.address, self.host, self.key)
-        answering = visit(scope, _wait, _wait)
+        said: list[Message] = []
+        answering = visit(scope, _wait, _keeper(said))
         try:
             answering.send(None)
         except StopIteration:
+            self.visit, visit.said = visit, said
             return self._admitted
         finally:
             answering.close()
-            if not self._admitted:
-                self.key = visit.key
+            self.key = visit.key
         return False
 
     async def _handover(self, status: int, headers: list[tuple[bytes, bytes]]) -> Any:
@@ -173,4 +211,46 @@ class Doorstep:
         lines = [b"HTTP/1.1 101 Switching Protocols", *[name + b": " + value for name, value in headers]]
         self._admitted = True
         self.gateway.left_doorstep(self)
-        return Admitted(self.stream, b"\r\n".join([*lines, b"", b""]), self._rest)
+        return Admitted(self.stream.socket, self.stream, b"\r\n".join([*lines, b"", b""]), self._rest)
+
+
+def recur(
+    gateway: Gateway, door: Door, data: bytes, sock: Any, doorstep: Doorstep | None, address: str, key: str
+) -> bool:
+    """Whether a connection that begins with `data` is a WebSocket now, as one like it was before (recurring.py), or has
+    come to nothing: its place is no longer the caller's. If not, nothing has happened. `doorstep`: where it waits."""
+    head = recurring.head_of(data)
+    if head is None or (known := gateway.recurring.find(head, gateway.config)) is None:
+        return False
+    if known.own is not None and known.own != _own_of(sock):
+        return False
+    if not may_recur(gateway, door) or not gateway.open_to_all(known.mode):
+        return False  # and why it is refused, the site says
+    stream = None
+    if doorstep is not None:
+        stream = doorstep.stream
+        gateway.left_doorstep(doorstep)
+    connection = gateway.enter(
+        door,
+        Admitted(sock, stream, known.answer(head.key), b""),
+        address=address,
+        key=key,
+        mode=known.mode,
+        deflate=known.deflate,
+    )
+    gateway.answers[known.mode.name, 101] += 1
+    if connection is not None and stream is None:
+        connection.stream.bytes_in += len(data)
+    return True
+
+
+def _own_of(sock: socket.socket) -> str | None:
+    try:
+        return sock.getsockname()[0]  # type: ignore[no-any-return]
+    except OSError:  # gone
+        return None
+
+
+def may_recur(gateway: Gateway, door: Door) -> bool:
+    """Whether nothing but its head and permissions decide on what becomes of a client."""
+    return not (gateway.config.http_rate or door.listen.forwarded or gateway.draining.is_set())

@@ -3,8 +3,10 @@
     Spoken     operations: JSON in text frames, MessagePack in binary frames
     Frames     plain: the data of messages, a frame each, as it was published
     Lines      server-sent events: id, event, data
+    Several    the same for one stream of several channels: its ids tell where it is in each of them
 
-Rule: one object for each of these, so that a message is encoded once for everybody who is told of it the same way.
+Rule: one object for each of these but the last, so that a message is encoded once for everybody who is told of it the
+same way.
 
 Left out: compression (packing.py).
 """
@@ -19,8 +21,10 @@ from netd.wire.messages import BinaryEvent, Broadcast, Direct, Error, Joined, Le
 from netd.wire.websocket import BINARY, TEXT, frame, frames
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from netd.hub.batch import Batch
-    from netd.wire.messages import Event, Format
+    from netd.wire.messages import Event, Format, Position
 
 
 class Spoken:
@@ -53,14 +57,57 @@ class Lines:
     A message's id is its position, "EPOCH:OFFSET", so that a browser that comes back tells where it was.
     """
 
+    def __init__(self) -> None:
+        self._last: tuple[Event | None, bytes | None] = None, None
+
     def encode(self, event: Event) -> bytes | None:
-        name = _NAMES.get(type(event))
-        if name is None:
-            return None
-        start = b"event: %b\ndata: " % name
-        if isinstance(event, (Message, Ok)) and event.offset is not None:
-            start = b"id: %b:%d\n%b" % (str(event.epoch).encode(), event.offset, start)
-        return start + messages.encode(event, "json") + b"\n\n"
+        body = self.body(event)
+        if body is not None and isinstance(event, (Message, Ok)) and event.offset is not None:
+            return b"id: %b:%d\n%b" % (str(event.epoch).encode(), event.offset, body)
+        return body
+
+    def body(self, event: Event) -> bytes | None:
+        """All of it but the id."""
+        # streams of several channels ask for the same event one after another
+        if self._last[0] is not event:
+            name = _NAMES.get(type(event))
+            body = None
+            if name is not None:
+                body = b"event: %b\ndata: %b\n\n" % (name, messages.encode(event, "json"))
+            self._last = event, body
+        return self._last[1]
+
+    def encode_many(self, batch: Batch) -> bytes:
+        return b"".join([self.encode(each.event()) or b"" for each in batch.publications()])
+
+
+class Several:
+    """`Lines` for one stream of several channels. An id has the position in each of them, in their order, as far as it
+    is known: "EPOCH:OFFSET,-,EPOCH:OFFSET"."""
+
+    def __init__(self, channels: Sequence[bytes], recover: Sequence[Position | None] = ()) -> None:
+        """`recover` is from where it goes on: what the client knows until it is told more."""
+        self._at: dict[bytes, tuple[str, int] | None] = dict.fromkeys(channels)
+        for channel, position in zip(channels, recover, strict=False):
+            self._at[channel] = None if position is None else (position.epoch, position.offset)
+
+    def encode(self, event: Event) -> bytes | None:
+        body = LINES.body(event)
+        if body is None or not isinstance(event, (Message, Ok)) or event.offset is None:
+            return body
+        here, own = messages.channel_of(event), (str(event.epoch), event.offset)
+        if here in self._at:
+            before = self._at[here]
+            # what was missed is encoded before the answer that it follows, and after what came meanwhile
+            earlier = before is not None and before[0] == own[0] and before[1] > own[1]
+            if not earlier or (isinstance(event, Ok) and not event.recovered):
+                self._at[here] = own
+        places = (own if channel == here else at for channel, at in self._at.items())
+        found = ",".join("-" if at is None else f"{at[0]}:{at[1]}" for at in places)
+        return b"id: %b\n%b" % (found.encode(), body)
+
+    def encode_many(self, batch: Batch) -> bytes:
+        return b"".join([self.encode(each.event()) or b"" for each in batch.publications()])
 
 
 _NAMES: dict[type, bytes] = {

@@ -12,6 +12,9 @@ Left out: HTTP, and what is asked of a handshake (routes.py).
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -20,16 +23,18 @@ from netd.errors import Denied
 from netd.hub.grants import ANONYMOUS
 from netd.net.reactor import plain_socket
 from netd.net.tls import TlsStream
+from netd.services.broker import modes
 from netd.services.broker.caller import Caller
 from netd.services.broker.connection import Connection
 from netd.services.broker.doors import Door
-from netd.services.broker.doorstep import Admitted, Doorstep
+from netd.services.broker.doorstep import Admitted, Doorstep, recur
 from netd.services.broker.modes import OPERATIONS, Events, Operations, Plain
 from netd.services.broker.packing import Least, Packed, Packing, Singly
+from netd.services.broker.recurring import MAX_HEAD, Recurring
 from netd.services.broker.views import BrokerConnection
 from netd.sessions.exchange import REJECTED, Exchange
 from netd.sessions.service import farewell
-from netd.sessions.sockets import tune
+from netd.sessions.sockets import bound_silence, tune
 from netd.sessions.views import about
 from netd.wire.websocket import Decoder
 
@@ -40,11 +45,13 @@ if TYPE_CHECKING:
     from netd.hub.session import Encoder
     from netd.hub.tokens import Grant
     from netd.net.asgi import App, Handed
+    from netd.net.stream import Stream
     from netd.services.broker.config import BrokerConfig
     from netd.services.broker.modes import Mode
-    from netd.wire.deflate import Agreed, Compressor
+    from netd.wire.deflate import Agreed, Compressor, DeflateSettings
 
 _UNSETTLED = Operations()
+_ANYBODY: Any = Caller("", "")
 
 log = structlog.get_logger("netd.broker")
 
@@ -69,8 +76,14 @@ class Gateway(Exchange[Connection, Door]):
         self._singly = Singly(self.reactor)
         self._compressors: dict[tuple[int, int, int], Compressor] = {}
         self._packed: dict[tuple[Encoder, Compressor], Packed] = {}
+        self._mindful: set[Connection] = set()
+        """Those with a context of their own to compress or to decompress with."""
+        self._patience = 0.0
         self.doorsteps: dict[Doorstep, None] = {}
         """Connections that may become WebSockets at once, the oldest first."""
+        self.recurring = Recurring()
+        self.answers: Counter[tuple[str, int]] = Counter()
+        """HTTP requests, by the word of their route ("none" where none was looked for) and the status of the answer."""
 
     def make_door(self, address: str, interface: str | None) -> Door:
         return Door(self, address, interface)
@@ -97,6 +110,21 @@ class Gateway(Exchange[Connection, Door]):
             return error
         return None
 
+    def open_to_all(self, mode: Mode) -> bool:
+        """Whether a client without a token may have this mode of a WebSocket, and nobody is refused by asking."""
+        permissions = self.hub.permissions
+        if isinstance(mode, Plain):
+            permits, channel = permissions.permits, mode.channel
+            if mode.role != "pub" and permits(_ANYBODY, "subscribe", channel):
+                return True
+            return mode.role != "sub" and permits(_ANYBODY, "publish", channel)
+        if isinstance(mode, modes.App):
+            try:
+                permissions.check(_ANYBODY, "application", None)
+            except Denied:
+                return False
+        return True
+
     def enter(
         self,
         door: Door,
@@ -115,16 +143,20 @@ class Gateway(Exchange[Connection, Door]):
         `address` is the client's as people write it, `deflate` what compression was agreed on. None: it could not be
         had; it was told so as far as possible, and is closed.
         """
-        stream: Any = handed.stream
-        tls = None
-        arrived = stream if isinstance(handed, Admitted) else None
-        if isinstance(stream, TlsStream):
-            tls, stream = stream.layer, stream.transport
-        sock = plain_socket(stream) if arrived is None else stream.socket
+        admitted = handed if isinstance(handed, Admitted) else None
+        arrived = tls = None
+        if admitted is not None:
+            sock, arrived = admitted.sock, admitted.stream
+        else:
+            stream: Any = handed.stream
+            if isinstance(stream, TlsStream):
+                tls, stream = stream.layer, stream.transport
+            sock = plain_socket(stream)
         if isinstance(mode, Operations):
             mode = OPERATIONS[mode.format] if mode.settled else _UNSETTLED
         try:
-            tune(sock, self.config)
+            if admitted is None:
+                tune(sock, self.config)
             connection = Connection(door, mode, key)
             encoder, outbox = mode.encoder, None
             if deflate is not None:
@@ -147,9 +179,13 @@ class Gateway(Exchange[Connection, Door]):
                 name=name,
                 tags=tags,
             )
-        except (OSError, RuntimeError) as error:
-            self.rejected("gone" if isinstance(error, OSError) else "broken", address)
-            log.debug("cannot take over a connection", address=address, why=str(error))
+        except Exception as error:
+            if isinstance(error, OSError):
+                self.rejected("gone", address)
+                log.debug("cannot take over a connection", address=address, why=str(error))
+            else:
+                self.rejected("broken", address)
+                log.exception("cannot take over a connection", address=address)
             if arrived is not None:
                 arrived.abort(str(error))  # its place goes with what it was before
                 return None
@@ -157,11 +193,14 @@ class Gateway(Exchange[Connection, Door]):
             sock.close()
             return None
         try:
-            if isinstance(handed, Admitted):
-                connection.outbox.push(handed.head)
-                connection.outbox.left -= 1  # which is no message
+            if admitted is not None:
+                self._send_head(connection, admitted.head)
+            if deflate is not None and deflate.takeover:
+                self._mindful.add(connection)
             if not self.welcome(connection):
                 return None
+            if not mode.answers:
+                bound_silence(sock, self._patience)
             # its listener may have been removed, or the service stopped, while it arrived
             if not self.leads_in(door):
                 connection.end(*farewell(len(self.orphans())))
@@ -178,6 +217,31 @@ class Gateway(Exchange[Connection, Door]):
         former = session.encoder
         session.encoder = self._pack(encoder, former.compressor) if isinstance(former, Packed) else encoder
 
+    def deflate_settings(self) -> DeflateSettings | None:
+        """What is offered to the next WebSocket that asks for compression; None: nothing."""
+        settings = self.config.deflate_settings()
+        if settings is not None and len(self._mindful) >= self.config.max_takeover:
+            settings = replace(settings, server_no_context_takeover=True, client_no_context_takeover=True)
+        return settings
+
+    @property
+    def takeover(self) -> bool:
+        """Whether what is agreed on depends on how many have agreed on it."""
+        return self.config.server_takeover or self.config.client_takeover
+
+    def ended(self, connection: Connection, code: int, why: str) -> None:
+        self._mindful.discard(connection)
+        super().ended(connection, code, why)
+
+    def set_patience(self, seconds: float) -> None:
+        """How long the client of an event stream may take nothing of what it is sent: nobody there answers but its
+        kernel. 0: as ours likes."""
+        if seconds != self._patience:
+            self._patience = seconds
+            for connection in self.connections:
+                if not connection.mode.answers:
+                    bound_silence(connection.socket, seconds)
+
     def view(self, connection: Connection) -> BrokerConnection:
         return BrokerConnection(
             transport=connection.mode.transport,
@@ -185,12 +249,29 @@ class Gateway(Exchange[Connection, Door]):
             **about(connection, self.reactor.now, self.peer_of(connection.stream.socket)),
         )
 
+    def streams(self) -> list[Stream]:
+        return [*super().streams(), *[doorstep.stream for doorstep in self.doorsteps]]
+
     # --- the short way in ---
 
-    def to_doorstep(self, sock: Any, door: Door, address: str, host: str, key: str) -> None:
-        """Wait for the first request of a connection, whose place goes with it. Raises as `seat`."""
+    def greet(self, sock: Any, door: Door, address: str, host: str, key: str) -> None:
+        """A connection has come, and its place goes with it. Most often its request has, too. Raises as `seat`."""
+        sock.setblocking(False)
+        data = b""
+        try:
+            data = sock.recv(MAX_HEAD)
+        except BlockingIOError:
+            pass
+        except OSError:  # gone already, as `recv` will say again
+            pass
+        if not data or not recur(self, door, data, sock, None, address, key):
+            self.to_doorstep(sock, door, address, host, key, data)
+
+    def to_doorstep(self, sock: Any, door: Door, address: str, host: str, key: str, received: bytes = b"") -> None:
+        """Wait for the rest of the first request of a connection, whose place goes with it. Raises as `seat`."""
         doorstep = Doorstep(self, door, address, host, key)
-        doorstep.stream = self.reactor.adopt(sock, doorstep, doorstep)
+        doorstep.stream = self.reactor.adopt(sock, doorstep, doorstep, received=received)
+        doorstep.stream.bytes_in += len(received)
         self.doorsteps[doorstep] = None
 
     def left_doorstep(self, doorstep: Doorstep) -> None:
@@ -210,6 +291,16 @@ class Gateway(Exchange[Connection, Door]):
             oldest.late()
 
     # --- inside ---
+
+    def _send_head(self, connection: Connection, head: bytes) -> None:
+        """Before all that is urgent: nothing has been sent yet, so there is room for it."""
+        stream, sent = connection.stream, 0
+        with suppress(OSError):  # gone, or full after all: then it waits
+            sent = stream.socket.send(head)
+        stream.bytes_out += sent
+        if sent < len(head):
+            connection.outbox.push(head[sent:], 0)
+            connection.outbox.left -= 1  # which is no message
 
     def _compressor(self, agreed: Agreed) -> Compressor:
         way = agreed.server_max_window_bits, agreed.level, agreed.memory

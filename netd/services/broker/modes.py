@@ -9,7 +9,8 @@ Rules:
 - a frame that cannot be read is an answer (`error`) in operations; text and binary frames are JSON and MessagePack
   there, whichever the session is answered in;
 - what breaks RFC 6455 ends the connection with the code it has for that, once what came before it was served;
-- once a connection ends, what else came in the same read is not served.
+- once a connection ends, what else came in the same read is not served;
+- who has no word for an error is closed (1008) when nothing is left that it may do: its token has ended, say.
 
 Left out: who may do what (the hub), and which path leads to which mode (routes.py).
 """
@@ -20,25 +21,21 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from netd.errors import ControlError, Denied, ProtocolError
-from netd.services.broker.encoders import FRAMES, LINES, SPOKEN
+from netd.services.broker.encoders import FRAMES, LINES, SPOKEN, Several
 from netd.sessions import modes
 from netd.sessions.modes import serve_requests
 from netd.wire import messages
-from netd.wire.messages import (
-    Binary,
-    Close,
-    CloseCode,
-    Ok,
-    Text,
-)
+from netd.wire.messages import Binary, Close, CloseCode, Ok, Position, Text
 from netd.wire.websocket import PING, Decoder, Messages, Ping, Pong, frame, may_be_sent
 from netd.wire.websocket import close as close_frame
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from netd.hub.hub import Hub
     from netd.hub.session import Encoder, Session
     from netd.services.broker.connection import Connection
-    from netd.wire.messages import Format, Position
+    from netd.wire.messages import Format
     from netd.wire.websocket import Limits
 
 Role = Literal["pub", "sub", "both"]
@@ -131,7 +128,8 @@ class Plain(Mode):
     """Every frame is published to the channel as it is, and every message of the channel comes as a frame.
 
     With the role "both" it does what it may of the two, and is refused if that is neither. What it may not publish is
-    refused by the hub and counted there. Direct messages and broadcasts reach it as frames too.
+    refused by the hub and counted there. Direct messages and broadcasts reach it as frames too. Who may not hear the
+    channel any more, or heard nothing and may not speak any more, is closed (1008): there is no other word for it.
     """
 
     __slots__ = ("channel", "echo", "role")
@@ -169,7 +167,17 @@ class Plain(Mode):
     def messages(self, connection: Connection, text: bool, payloads: list[bytes], last: bool) -> None:
         if self.role == "sub":
             raise ProtocolError("cannot publish: this WebSocket's role is sub", close=CloseCode.POLICY)
-        connection.door.exchange.hub.publish_many(connection.session, self.channel, payloads, text=text, last=last)
+        session = connection.session
+        refused = session.refused
+        connection.door.exchange.hub.publish_many(session, self.channel, payloads, text=text, last=last)
+        if session.refused != refused and not session.channels:
+            _end_where_denied(connection, "publish", self.channel)
+
+    def lost(self, connection: Connection, channel: bytes | None, why: str) -> None:
+        if channel == self.channel:
+            connection.end(CloseCode.POLICY, why)
+        elif not connection.session.channels:
+            _end_where_denied(connection, "publish", self.channel)
 
 
 class App(Mode):
@@ -184,9 +192,23 @@ class App(Mode):
         session, hub = connection.session, connection.door.exchange.hub
         for payload in payloads:
             request = Text(text=payload.decode()) if text else Binary(data64=payload)
+            refused = session.refused
             hub.handle(session, request, len(payload))
+            if session.refused != refused:
+                _end_where_denied(connection, "application", None)
             if connection.closing:
                 return
+
+    def lost(self, connection: Connection, channel: bytes | None, why: str) -> None:
+        _end_where_denied(connection, "application", None)
+
+
+def _end_where_denied(connection: Connection, operation: str, channel: bytes | None) -> None:
+    """End a connection that is there for something that its session may do no more, and has no other word for it."""
+    try:
+        connection.door.exchange.hub.permissions.check(connection.session, operation, channel)
+    except Denied as error:
+        connection.end(CloseCode.POLICY, str(error))
 
 
 def _tell(session: Session, position: Ok) -> None:
@@ -206,17 +228,25 @@ class Deaf:
 class Events(Mode):
     """An event stream: messages of its channels, as server-sent events. It is first told where each of them stands."""
 
-    __slots__ = ("channels", "recover")
+    __slots__ = ("channels", "known", "recover")
 
     name = "events"
     transport = "sse"
     answers = False
+    speaks = False
     encoder = LINES
 
-    def __init__(self, channels: tuple[bytes, ...], recover: Position | None = None) -> None:
-        """`recover`: from where, in the channel that it is a position of."""
+    def __init__(
+        self, channels: tuple[bytes, ...], recover: Position | Sequence[Position | None] | None = None
+    ) -> None:
+        """`recover`: from where, in each channel; or one position, in the channel that it is of."""
         self.channels = channels
-        self.recover = recover
+        self.known: Sequence[Position | None] = ()
+        """Where the client is in each, as far as it said that."""
+        if recover is None or isinstance(recover, Position):
+            self.recover: Sequence[Position | None] = [recover] * len(channels)
+        else:
+            self.recover = self.known = recover
 
     def decoder(self, limits: Limits) -> Deaf:
         return Deaf()
@@ -226,12 +256,18 @@ class Events(Mode):
         hub: Hub = connection.door.exchange.hub
         connection.channel = self.channels[0]
         try:
-            for channel in self.channels:
-                hub.subscribe(session, channel, recover=self.recover, answer=partial(_tell, session))
+            if len(self.channels) > 1:
+                session.encoder = Several(self.channels, self.known)
+            for channel, recover in zip(self.channels, self.recover, strict=True):
+                hub.subscribe(session, channel, recover=recover, answer=partial(_tell, session))
         except Denied as error:
             raise ProtocolError(str(error), close=CloseCode.POLICY) from None
         except ControlError as error:
             raise ProtocolError(str(error), close=CloseCode.TRY_LATER) from None
+
+    def lost(self, connection: Connection, channel: bytes | None, why: str) -> None:
+        if not connection.session.channels:
+            connection.end(CloseCode.POLICY, why)
 
     def received(self, connection: Connection, data: bytes) -> None:
         connection.decoder.taken += len(data)

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from netd.hub.encoding import encoded
 from netd.hub.outbox import Outbox
 from netd.wire.websocket import frame
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from netd.hub.batch import Batch
     from netd.hub.outbox import Flusher, OutboxOwner, OutboxRules, Shared
     from netd.hub.session import Encoder
     from netd.wire.deflate import Compressor
@@ -65,6 +67,18 @@ class Packed:
             self._last = data, packed(data, self.compressor, self._least.size)
         return self._last[1]
 
+    def encode_many(self, batch: Batch) -> bytes:
+        """What says little by itself is sent as it is: thousands of them may come at once."""
+        least, inner = self._least.size, self.inner
+        if max(map(len, batch.payloads)) < least and (many := getattr(inner, "encode_many", None)) is not None:
+            data: bytes = many(batch)
+            return data
+        found: list[bytes] = []
+        for each, payload in zip(batch.publications(), batch.payloads, strict=True):
+            piece = encoded(inner, each.event()) or b""
+            found.append(piece if len(payload) < least else packed(piece, self.compressor, least))
+        return b"".join(found)
+
 
 class Packing(Outbox):
     """For one session."""
@@ -80,7 +94,12 @@ class Packing(Outbox):
         self._least = least
 
     def take(self, limit: int, now: float) -> list[bytes]:
-        return [packed(chunk, self._compressor, self._least.size) for chunk in super().take(limit, now)]
+        before = self.size
+        chunks = [packed(chunk, self._compressor, self._least.size) for chunk in super().take(limit, now)]
+        if self.size and sum(map(len, chunks)) == before:
+            # who sends so many bytes would take it for all that there was
+            self.flusher.mark(self)
+        return chunks
 
 
 class Singly:

@@ -62,6 +62,7 @@ class Unsupported(ControlError):
 class Operations:
     """A WebSocket that speaks the message vocabulary."""
 
+    word: ClassVar = "operations"
     methods: ClassVar = _SOCKET
 
 
@@ -69,6 +70,7 @@ class Operations:
 class Plain:
     """A WebSocket whose frames are a channel's messages."""
 
+    word: ClassVar = "channel"
     methods: ClassVar = _SOCKET
     channel: bytes
     role: Literal["pub", "sub", "both"] = "both"
@@ -79,22 +81,25 @@ class Plain:
 class App:
     """A WebSocket whose frames are the application's."""
 
+    word: ClassVar = "application"
     methods: ClassVar = _SOCKET
 
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """A stream of what is said in channels; `recover` is a position in one of them."""
+    """A stream of what is said in channels; `recover` is a position in one of them, or one in each, as far as known."""
 
+    word: ClassVar = "events"
     methods: ClassVar = _GET
     channels: tuple[bytes, ...]
-    recover: Position | None = None
+    recover: Position | tuple[Position | None, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Publish:
     """The body is a message for a channel."""
 
+    word: ClassVar = "publish"
     methods: ClassVar = _POST
     channel: bytes
     priority: int = 128
@@ -105,6 +110,7 @@ class Publish:
 class History:
     """What was said in a channel."""
 
+    word: ClassVar = "history"
     methods: ClassVar = _GET
     channel: bytes
     since: Position | None = None
@@ -115,6 +121,7 @@ class History:
 class Presence:
     """Who hears a channel."""
 
+    word: ClassVar = "presence"
     methods: ClassVar = _GET
     channel: bytes
 
@@ -123,6 +130,7 @@ class Presence:
 class Direct:
     """The body is a message for sessions: an id, "name:NAME" or "tag:KEY=VALUE"."""
 
+    word: ClassVar = "direct"
     methods: ClassVar = _POST
     target: str
     priority: int = 128
@@ -133,6 +141,7 @@ class Direct:
 class Health:
     """Whether it serves."""
 
+    word: ClassVar = "health"
     methods: ClassVar = _GET
 
 
@@ -140,6 +149,7 @@ class Health:
 class Asset:
     """A file of the client for browsers."""
 
+    word: ClassVar = "asset"
     methods: ClassVar = _GET
     name: str
 
@@ -148,6 +158,7 @@ class Asset:
 class Application:
     """The workers answer it, whatever its method is."""
 
+    word: ClassVar = "workers"
     methods: ClassVar[tuple[str, ...]] = ()
 
 
@@ -166,12 +177,14 @@ _FIXED: Mapping[bytes, Route] = {
 class Place:
     """What a path leads to. `methods` are those that it takes; () for the workers', who decide for themselves."""
 
-    __slots__ = ("_kind", "_segment", "methods")
+    __slots__ = ("_kind", "_segment", "methods", "word")
 
     def __init__(self, kind: type[Route] | Route, segment: bytes = b"") -> None:
         self._kind = kind
         self._segment = segment
         self.methods: tuple[str, ...] = kind.methods
+        self.word: str = kind.word
+        """What it is called in metrics."""
 
     @property
     def application(self) -> bool:
@@ -239,7 +252,8 @@ class Parameters:
         for pair in pairs:
             if pair:
                 key, _, value = pair.partition(b"=")
-                self._given.setdefault(_query_text(key), []).append(_query_text(value))
+                name = _query_text(key, key)
+                self._given.setdefault(name, []).append(_query_text(value, key))
 
     def all(self, name: str) -> list[str]:
         """Every value of one that may be repeated."""
@@ -295,11 +309,15 @@ def _byte(found: re.Match[bytes]) -> bytes:
     return bytes.fromhex(found[1].decode("ascii"))
 
 
-def _query_text(text: bytes) -> str:
+def _query_text(text: bytes, name: bytes) -> str:
+    """A parameter's name or value. What is wrong with it is told by its name: it may be a token."""
     try:
         return unescaped(text.replace(b"+", b" ")).decode()  # as forms and URLSearchParams write it
     except UnicodeDecodeError:
-        raise ControlError(f"cannot read {_shown(text)} in the query: it is no UTF-8") from None
+        raise ControlError(f"cannot read the parameter {_shown(name)}: it is no UTF-8") from None
+    except ControlError:
+        why = "% stands before two hexadecimal digits (write %25)"
+        raise ControlError(f"cannot read the parameter {_shown(name)}: {why}") from None
 
 
 def _plain(segment: bytes, given: Parameters, headers: Headers) -> Plain:
@@ -322,7 +340,18 @@ def _events(segment: bytes, given: Parameters, headers: Headers) -> Events:
     # what the browser remembers is newer than what the page began with
     last = [value.decode("latin-1") for name, value in headers if name == b"last-event-id"]
     asked = given.text("last_event_id")
-    return Events(channels, position_of(last[-1] if last else asked))
+    return Events(channels, positions_of(last[-1] if last else asked, len(channels)))
+
+
+def positions_of(text: str | None, count: int) -> Position | tuple[Position | None, ...] | None:
+    """What the id of an event of so many channels says: a position in each, "-" for none. Raises ControlError."""
+    if count == 1 or not text or "," not in text:
+        return position_of(text)
+    parts = text.split(",")
+    if len(parts) != count:
+        what = f"it tells of {len(parts)} channels, and {count} are asked for"
+        raise ControlError(f"cannot go on after event {_short(text)}: {what}", path="last_event_id")
+    return tuple(None if part == "-" else position_of(part or "nothing") for part in parts)
 
 
 def position_of(text: str | None) -> Position | None:

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from netd.services.broker import notices, routes
+from netd.services.broker.counters import Answers
 from netd.services.broker.gateway import Gateway
 from netd.sessions import room
 from netd.sessions.counters import Collector
@@ -31,5 +32,6 @@ class Room(room.Room[Gateway]):
             peers=credentials_of,
         )
         context.metrics.registry.register(Collector(gateway, "broker", MODES))
+        context.metrics.registry.register(Answers(gateway.answers))
         gateway.site = routes.site(gateway)
         return gateway

@@ -24,10 +24,11 @@ from netd.hub.permissions import Refusal, shown
 from netd.hub.seams import Letter, MemoryBackplane
 from netd.services.broker import assets, modes, protocol
 from netd.services.broker.answers import JSON, Answered, Awaited, say, say_json, say_why, unauthorized, verdict
-from netd.services.broker.application import Requests, whole_body
+from netd.services.broker.application import Requests
 from netd.services.broker.caller import Budgets, Caller
 from netd.services.broker.forwarded import client_of
-from netd.services.broker.origins import Hosts, Origins, Site, cors_headers, parse_host, preflight, site_of
+from netd.services.broker.origins import Hosts, Origins, cors_headers, parse_host, preflight, site_of
+from netd.services.broker.request import GONE, Request
 from netd.wire import messages
 from netd.wire.upgrade import Upgrade, upgrade, wants_upgrade
 
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from netd.services.broker.answers import Headers
     from netd.services.broker.config import BrokerConfig
     from netd.services.broker.gateway import Gateway
-    from netd.services.broker.visit import Visit
     from netd.wire.messages import Client, Format
 
 SUBPROTOCOLS = ("netd.json", "netd.msgpack")
@@ -48,8 +48,6 @@ PLAIN_SUBPROTOCOL = "netd.plain"
 """Of plain WebSockets and the application's, for browsers, which take no connection without one once they asked."""
 MAX_HISTORY = 2**20
 """Bytes of messages, about, in one answer; a single message may be longer."""
-_ESCAPED = 6
-"""Bytes that JSON may write one byte of text in."""
 _FORMATS: Mapping[str | None, Format] = {"netd.json": "json", "netd.msgpack": "messagepack"}
 _STREAM: Headers = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -85,18 +83,23 @@ class Broker:
         try:
             await self._serve(request, config)
         except Answered as answered:
-            await say_why(send, answered, request.cors)
+            await say_why(request.send, answered, request.cors)
         except (ControlError, ApplicationError) as error:
-            await say_why(send, verdict(error), request.cors)
+            await say_why(request.send, verdict(error), request.cors)
+        finally:
+            if request.status:
+                self._gateway.answers[request.route, request.status] += 1
 
     async def _serve(self, request: Request, config: BrokerConfig) -> None:
         if request.path == protocol.HEALTH:
+            request.route = protocol.Health.word
             await self._health(request)
             return
         visit, method = request.visit, request.method
         self._welcome(request)
         self._look_at_origin(request)
         place = protocol.place(request.path, config.application)
+        request.route = place.word
         if method == "OPTIONS" and await self._options(request, place, config):
             return
         if place.methods and method not in place.methods:
@@ -115,6 +118,7 @@ class Broker:
         route, token = place.route(request.query, request.headers)
         token = protocol.token_of(token, request.headers)
         if token is not None:
+            request.scope["extensions"].pop("netd.recurs", None)
             try:
                 caller.grants = self._hub.resolve(token)
             except Denied as error:
@@ -149,10 +153,11 @@ class Broker:
         if parsed is None:
             raise ControlError(f"cannot read the Host {named[:80].decode('latin-1')!r}", path="host")
         own = scope["server"][0] if scope["server"] else None
-        if not self._hosts.allows(*parsed, own):
+        site = site_of(scope["scheme"], *parsed)
+        if not self._hosts.allows(site.host, site.port, own):
             why = f"it is none of this broker's (broker.hosts lists {parsed[0]!r} neither)"
             raise Answered(421, "denied", f"cannot answer for the host {parsed[0]!r}: {why}")
-        request.site = site_of(scope["scheme"], *parsed)
+        request.site = site
 
     def _look_at_origin(self, request: Request) -> None:
         origin = request.header(b"origin")
@@ -161,6 +166,11 @@ class Broker:
             request.cors = cors_headers(self._origins, None)
             raise Answered(403, "denied", f"cannot serve a page of {what!r}: it is of another origin (broker.origins)")
         request.cors = cors_headers(self._origins, origin)
+
+    def _own(self, request: Request) -> str | None:
+        """The address that the client connected to, if its Host is welcome for that alone."""
+        site, server = request.site, request.scope["server"]
+        return None if site is None or self._hosts.allows(site.host, site.port, None) else server[0]
 
     async def _options(self, request: Request, place: protocol.Place, config: BrokerConfig) -> bool:
         """Whether it was for us: the workers' own paths are theirs, but for what a browser asks before it asks them."""
@@ -175,14 +185,13 @@ class Broker:
     # --- WebSockets and event streams ---
 
     async def _socket(self, request: Request, route: protocol.Socket, caller: Caller) -> None:
-        config = self._gateway.config
         operations = isinstance(route, protocol.Operations)
         answer = upgrade(
             b"GET",
             request.scope["http_version"].encode("ascii"),
             request.headers,
             subprotocols=SUBPROTOCOLS if operations else (PLAIN_SUBPROTOCOL,),
-            deflate=config.deflate_settings(),
+            deflate=self._gateway.deflate_settings(),
         )
         if not isinstance(answer, Upgrade):
             headers = [(name.lower(), value) for name, value in answer.headers]
@@ -197,7 +206,11 @@ class Broker:
         else:
             mode = modes.Operations(_FORMATS.get(answer.subprotocol))
         self._stays_open(request)
-        self._enter(request, await request.handover(101, answer.headers), mode, caller, answer)
+        handed: Any = await request.handover(101, answer.headers)
+        self._enter(request, handed, mode, caller, answer)
+        recurs = request.scope["extensions"].get("netd.recurs")
+        if recurs is not None and (answer.deflate is None or not self._gateway.takeover):
+            recurs(handed.head, mode, deflate=answer.deflate, own=self._own(request))
 
     async def _events(self, request: Request, route: protocol.Events, caller: Caller) -> None:
         mode = modes.Events(route.channels, route.recover)
@@ -244,7 +257,7 @@ class Broker:
         realm = hub.permissions.realm(channel)
         self._budgets.publish(caller, realm, self._gateway.reactor.now)
         data = await request.data(realm.rules.max_message, realm.key("max_message"))
-        if data is _GONE:
+        if data is GONE:
             return
         delivered = hub.publish(channel, data, priority=route.priority, ephemeral=route.ephemeral)
         body: dict[str, Any] = {"delivered": delivered}
@@ -257,6 +270,7 @@ class Broker:
     async def _history(self, request: Request, route: protocol.History, caller: Caller) -> None:
         hub, channel = self._hub, route.channel
         self._allowed(caller, "history", channel)
+        hub.one_channel(channel, "read the history of")
         limit = min(100 if route.limit is None else route.limit, hub.config.max_listed)
         waits: Awaited[Page | None] = Awaited()
         hub.backplane.history(channel, route.since, limit, waits.take)
@@ -297,7 +311,7 @@ class Broker:
         hub = self._hub
         self._allowed(caller, "direct", None)
         data = await request.data(self._gateway.config.http.max_body, "(broker.http.max_body)")
-        if data is _GONE:
+        if data is GONE:
             return
         letter = Letter(route.target, data, None, route.priority, route.ephemeral)
         waits: Awaited[int] = Awaited()
@@ -329,9 +343,6 @@ class Broker:
             await say(request.send, 200, headers, file.body)
 
 
-_GONE: Any = object()
-"""In place of a body whose sender has gone."""
-
 _ANSWERS: Mapping[type, Callable[[Broker, Request, Any, Caller], Awaitable[None]]] = {
     protocol.Operations: Broker._socket,
     protocol.Plain: Broker._socket,
@@ -343,56 +354,6 @@ _ANSWERS: Mapping[type, Callable[[Broker, Request, Any, Caller], Awaitable[None]
     protocol.Direct: Broker._direct,
     protocol.Asset: Broker._asset,
 }
-
-
-class Request:
-    """A request as it is being answered."""
-
-    __slots__ = ("cors", "headers", "method", "path", "query", "receive", "scope", "send", "site", "visit")
-
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.scope = scope
-        self.receive = receive
-        self.send = send
-        self.method: str = scope["method"]
-        self.path: bytes = scope["raw_path"]
-        self.query: bytes = scope["query_string"]
-        self.headers: Headers = scope["headers"]
-        self.visit: Visit = scope["extensions"]["netd.visit"]
-        self.site: Site | None = None
-        """What it is for, as an origin; None where nobody said."""
-        self.cors: Headers = []
-        """What every answer to it says."""
-
-    def header(self, name: bytes) -> bytes | None:
-        """The one header of this name. Raises ControlError when there are more."""
-        found = [value for each, value in self.headers if each == name]
-        if len(found) > 1:
-            raise ControlError(f"cannot take {len(found)} headers {name.decode('ascii')}: send one")
-        return found[0] if found else None
-
-    @property
-    def has_body(self) -> bool:
-        """Whether it says that it has one."""
-        return any(
-            name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0"))
-            for name, value in self.headers
-        )
-
-    async def handover(self, status: int, headers: Headers) -> Handed:
-        handed: Handed = await self.scope["extensions"]["netd.handover"](status, headers)
-        return handed
-
-    async def data(self, most: int, key: str) -> Any:
-        """The body as a message's data of at most so many bytes (`key` says where that stands), or _GONE."""
-        kind = self.header(b"content-type") or b""
-        json = kind.lower().startswith(b"application/json")
-        bound = most * _ESCAPED if json else most  # what is measured is the value, and not how it was written
-        length = self.header(b"content-length")
-        if length is not None and int(length) > bound:
-            raise Refusal("too-large", f"cannot take a body of {int(length)} bytes: at most {bound} {key}")
-        body = await whole_body(self.receive, bound)
-        return _GONE if body is None else protocol.data_of(kind, body)
 
 
 def _no_method(method: str, place: protocol.Place) -> Answered:

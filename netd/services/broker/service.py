@@ -2,6 +2,7 @@
 
     accept --limits--> (PROXY, TLS) --> HTTP: the site answers, or hands over --> Gateway.enter --> the reactor
                         a task for each connection, until it ends or becomes a session
+    accept --limits--> Gateway.greet: without a task, where there is neither PROXY nor TLS (doorstep.py)
 
 Rules, besides those of every service with sessions (netd/sessions/service.py):
 - a connection counts from accept to its end, whether it is HTTP or a session; those that are HTTP are bounded besides
@@ -22,7 +23,6 @@ import trio
 
 from netd.net.asgi import Ends
 from netd.net.http import FrontDoor
-from netd.net.reactor import plain_socket
 from netd.net.tls import TlsStream
 from netd.runtime.service import ServiceType
 from netd.services.broker.config import BrokerConfig
@@ -77,6 +77,7 @@ class BrokerService(SessionService[BrokerConfig, Entrance, Room]):
     def _apply(self, config: BrokerConfig) -> None:
         self._exchange.config = config
         self._exchange.least.size = config.deflate_least
+        self._exchange.set_patience(config.ping_timeout)
         super()._apply(config)
 
     def _take_over(self, arrivals: trio.Nursery) -> None:
@@ -91,21 +92,21 @@ class BrokerService(SessionService[BrokerConfig, Entrance, Room]):
         exchange.clear_doorsteps(exchange.reactor.now - self._config.http.head_timeout)
 
     def _let_in(
-        self, entrance: Entrance, stream: trio.SocketStream, arrived: Arrived, key: str, arrivals: trio.Nursery
+        self, entrance: Entrance, sock: socket.socket, address: str, host: str, key: str, arrivals: trio.Nursery
     ) -> None:
         """Nothing to wait for but the first request."""
         exchange = self._exchange
-        if arrived.host == "unix:":
-            arrivals.start_soon(self._host, entrance.door, stream, arrived, key)
+        if host == "unix:":
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+            arrivals.start_soon(self._host, entrance.door, stream, Arrived(address, host), key)
             return
         if exchange.doorsteps and len(exchange.doorsteps) + len(self._front) >= self._config.http.max_connections:
             exchange.clear_doorsteps(next(iter(exchange.doorsteps)).since)
-        sock = plain_socket(stream)
         try:
-            exchange.to_doorstep(sock, entrance.door, arrived.address, arrived.host, key)  # type: ignore[arg-type]
+            exchange.greet(sock, entrance.door, address, host, key)  # type: ignore[arg-type]
         except (OSError, RuntimeError) as error:
-            exchange.rejected("broken", arrived.address)
-            log.error("cannot take over a connection", address=arrived.address, why=str(error))
+            exchange.rejected("broken", address)
+            log.error("cannot take over a connection", address=address, why=str(error))
             exchange.places.leave(key)
             sock.close()
 
@@ -114,17 +115,19 @@ class BrokerService(SessionService[BrokerConfig, Entrance, Room]):
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
         arrived = Arrived(doorstep.address, doorstep.host, received=doorstep.received)
         assert self._arrivals is not None
-        self._arrivals.start_soon(self._host, doorstep.door, stream, arrived, doorstep.key)
+        self._arrivals.start_soon(self._host, doorstep.door, stream, arrived, doorstep.key, doorstep.visit)
 
     async def _arrive(self, entrance: Entrance, stream: trio.SocketStream, arrived: Arrived, key: str) -> None:
         place = await self._pass(entrance, stream, arrived, key)
         if place is not None:
             await self._host(entrance.door, stream, arrived, place)
 
-    async def _host(self, door: Any, stream: trio.SocketStream, arrived: Arrived, key: str) -> None:
-        """Serve it until it ends or is handed over. Nothing of it gets out but Cancelled."""
+    async def _host(
+        self, door: Any, stream: trio.SocketStream, arrived: Arrived, key: str, visit: Visit | None = None
+    ) -> None:
+        """Serve it until it ends or is handed over. Nothing of it gets out but Cancelled. `visit`: one that began."""
         exchange = self._exchange
-        visit = Visit(exchange, door, arrived.address, arrived.host, key)
+        visit = visit or Visit(exchange, door, arrived.address, arrived.host, key)
         taken = False
         try:
             ends = None

@@ -1,7 +1,7 @@
 """A visit: one HTTP connection as the site sees it, until it ends or becomes a session. Pure.
 
 It is the ASGI application of its connection: it tells the site where the request came in (`netd.visit` in the scope's
-extensions) and has it answer.
+extensions) and has it answer. What the site has said to its first request already (doorstep.py) is only told.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from netd.budget import address_key
 
 if TYPE_CHECKING:
-    from netd.net.asgi import Receive, Scope, Send
+    from netd.net.asgi import Message, Receive, Scope, Send
     from netd.services.broker.doors import Door
     from netd.services.broker.gateway import Gateway
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Visit:
     """Made by the service for each connection that has arrived. Its place in `gateway.places` is under `key`."""
 
-    __slots__ = ("address", "came", "door", "gateway", "host", "key")
+    __slots__ = ("address", "came", "door", "gateway", "host", "key", "said")
 
     def __init__(self, gateway: Gateway, door: Door, address: str, host: str, key: str) -> None:
         self.gateway = gateway
@@ -32,8 +32,15 @@ class Visit:
         """What counts as its address."""
         self.came = (address, host)
         """Who it was before anybody claimed to be another: the peer whose word counts, or does not."""
+        self.said: list[Message] = []
+        """The answer to its first request, where there is one already."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.said:
+            said, self.said = self.said, []
+            for message in said:
+                await send(message)
+            return
         scope["extensions"]["netd.visit"] = self
         await self.gateway.site(scope, receive, send)
 

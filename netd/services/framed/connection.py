@@ -9,6 +9,7 @@ from netd.sessions.connection import Held
 from netd.wire.messages import CloseCode
 
 if TYPE_CHECKING:
+    from netd.errors import ProtocolError
     from netd.services.framed.doors import Door
     from netd.services.framed.modes import Mode
     from netd.wire.handshake import Handshake
@@ -28,6 +29,11 @@ class Connection(connection.Connection):
         super().__init__(door, mode, key)
         self.handshake = handshake
         """None: there was none."""
+
+    def fail(self, error: ProtocolError) -> None:
+        if not self.mode.settled:  # what it began with was no handshake
+            self.door.exchange.rejected("handshake", self.session.address)
+        super().fail(error)
 
     def look(self, now: float) -> None:
         if self.session.token is None and self.door.exchange.granted(self):

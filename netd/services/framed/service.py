@@ -29,6 +29,8 @@ from netd.sessions.service import SessionService, farewell, moved
 from netd.sessions.sockets import tune
 
 if TYPE_CHECKING:
+    import socket
+
     import trio
 
     from netd.hub.hub import Hub
@@ -112,25 +114,27 @@ class FramedService(SessionService[FramedConfig, Entrance, Room]):
 
     async def _arrive(self, entrance: Entrance, stream: trio.SocketStream, arrived: Any, key: str) -> None:
         place = await self._pass(entrance, stream, arrived, key)
-        if place is not None:
-            self._adopt(entrance, stream, arrived, place)
-
-    def _let_in(
-        self, entrance: Entrance, stream: trio.SocketStream, arrived: Any, key: str, arrivals: trio.Nursery
-    ) -> None:
-        self._adopt(entrance, stream, arrived, key)
-
-    def _adopt(self, entrance: Entrance, stream: trio.SocketStream, arrived: Arrived, key: str) -> None:
-        """Hand it to the exchange, its place with it. Raises nothing."""
-        exchange, door = self._exchange, entrance.door
+        if place is None:
+            return
+        exchange = self._exchange
         sock = plain_socket(stream)
         try:
             tune(sock, self._config)
         except OSError:
             exchange.rejected("gone", arrived.address)
-            exchange.places.leave(key)
+            exchange.places.leave(place)
             sock.close()
             return
+        self._adopt(entrance, sock, arrived, place)
+
+    def _let_in(
+        self, entrance: Entrance, sock: socket.socket, address: str, host: str, key: str, arrivals: trio.Nursery
+    ) -> None:
+        self._adopt(entrance, sock, Arrived(address, host), key)
+
+    def _adopt(self, entrance: Entrance, sock: socket.socket, arrived: Arrived, key: str) -> None:
+        """Hand it to the exchange, its place with it. Raises nothing."""
+        exchange, door = self._exchange, entrance.door
         # a replacement may have changed what the listener asks while it arrived: what it showed was held against the
         # old rules. It may come again at once, and be held against the new ones
         changed = exchange.leads_in(door) and entrance.listen != door.listen

@@ -132,6 +132,13 @@ def test_what_cannot_be_read_is_said_so(target, why):
     assert len(str(caught.value)) < 400, "what was sent is shown in part"
 
 
+@pytest.mark.parametrize("value", ["%zz", "%FF", "%"])
+def test_what_was_written_for_a_token_is_not_repeated(value):
+    with pytest.raises(ControlError, match="the parameter 'token'") as caught:
+        route(f"/ws?token=secret{value}")
+    assert "secret" not in str(caught.value)
+
+
 def test_the_id_that_a_browser_remembers_wins_over_that_of_the_page():
     headers = [(b"last-event-id", b"new:9")]
     assert route("/channels/a/events?last_event_id=old:1", headers) == Events((b"a",), Position("new", 9))

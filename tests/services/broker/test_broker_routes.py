@@ -76,6 +76,14 @@ async def test_a_body_is_published_as_what_it_says_it_is(headers, body, data):
         assert message == {"type": "message", "channel": "open:a", "epoch": told["epoch"], "offset": 1, **data}
 
 
+async def test_a_compressed_body_is_not_taken_for_what_it_says():
+    async with serving() as house:
+        answer = await house.ask("POST", "/channels/public:a", "Content-Encoding: gzip", body=b"\x1f\x8b")
+        assert (answer.status, error_of(answer)[0]) == (415, "unsupported")
+        answer = await house.ask("POST", "/channels/public:a", "Content-Encoding: identity", body=b"x")
+        assert (answer.status, house.hub.published) == (201, 1)
+
+
 async def test_everybody_who_hears_the_channel_is_told():
     async with serving(hub=CLOSED) as house:
         _, plain = await house.socket("/ws/open:a?role=sub")
@@ -416,6 +424,18 @@ async def test_the_host_of_an_absolute_target_counts():
         answer = await house.ask("GET", "http://localhost/channels/public:a/presence", host="evil.example")
         assert answer.status == 200
         assert (await house.ask("GET", "/", host="two hosts")).status == 400
+        peer = await house.client()
+        await peer.send(b"GET http://evil.example/channels/public:a/presence HTTP/1.0\r\n\r\n")
+        assert (await peer.response()).status == 421, "also where there is no Host besides"
+
+
+async def test_a_port_that_the_scheme_has_anyway_need_not_be_said():
+    proxied = ["X-Forwarded-For: 203.0.113.9", "X-Forwarded-Proto: https"]
+    async with serving(listening(forwarded=["127.0.0.0/8"]), hosts=["chat.example:443"]) as house:
+        for host in ("chat.example", "chat.example:443"):
+            assert (await house.ask("GET", "/netd.js", *proxied, host=host)).status == 200, host
+        assert (await house.ask("GET", "/netd.js", *proxied, host="chat.example:80")).status == 421
+        assert (await house.ask("GET", "/netd.js", host="chat.example")).status == 421, "which is port 80"
 
 
 async def test_a_page_of_another_origin_is_refused_everywhere():
@@ -520,6 +540,55 @@ async def test_health():
         answer = await house.ask("GET", "/healthz")
         assert (answer.status, json.loads(answer.body)) == (200, {"status": "ok"})
         assert (await house.ask("HEAD", "/healthz")).status == 200
+
+
+async def test_nobody_keeps_an_answer_nor_takes_it_for_a_script():
+    async with serving(hub=CLOSED) as house:
+        asked = [
+            ("POST", "/channels/some:a", [BEARER, TEXT], b"x", 201),
+            ("GET", "/channels/open:a/history", [BEARER], None, 200),
+            ("GET", f"/channels/open:a/presence?token={SECRET}", [], None, 200),
+            ("GET", f"/channels/none:a/history?token={SECRET}", [], None, 403),
+            ("GET", "/channels/some:a/history?token=nobodys", [], None, 401),
+            ("GET", "/healthz", [], None, 200),
+        ]
+        for method, target, headers, body, status in asked:
+            answer = await house.ask(method, target, *headers, body=body)
+            assert answer.status == status, target
+            assert answer.headers["cache-control"] == "no-store", target
+            assert answer.headers["x-content-type-options"] == "nosniff", target
+        answer = await house.ask("HEAD", "/channels/some:a/events", BEARER)
+        assert (answer.status, answer.headers["cache-control"]) == (200, "no-store")
+
+
+async def test_answers_are_counted_by_route_and_status():
+    async with serving(hub=CLOSED) as house:
+        await house.ask("GET", "/healthz", host="evil.example")
+        await house.ask("GET", "/netd.js", host="evil.example")
+        await house.ask("GET", "/channels/a/b")
+        await house.ask("POST", "/channels/open:a", TEXT, body=b"x")
+        await house.ask("POST", "/channels/none:a", TEXT, body=b"x")
+        await house.ask("GET", "/channels/open:a")
+        await house.ask("GET", "/work")
+        for _ in range(3):  # the second is one that recurs
+            await house.upgrade("/ws")
+        metric = house.metrics.registry.collect()
+        found = {
+            (sample.labels["route"], int(sample.labels["status"])): sample.value
+            for family in metric
+            for sample in family.samples
+            if sample.name == "netd_broker_requests_total"
+        }
+        assert found == {
+            ("health", 200): 1,
+            ("none", 421): 1,
+            ("none", 404): 1,
+            ("publish", 201): 1,
+            ("publish", 403): 1,
+            ("publish", 405): 1,
+            ("workers", 503): 1,
+            ("operations", 101): 3,
+        }
 
 
 # --- how much -----------------------------------------------------------------------------------------------------

@@ -119,3 +119,5 @@ async def test_an_event_stream_of_a_pattern():
         assert b'"channel":"chat:a.news"' in data
         answer = await house.ask("POST", "/channels/chat:*.news", bearer(issue(netd=CHAT)), body=b"x")
         assert (answer.status, error_of(answer)[0]) == (400, "invalid"), "a pattern is no channel"
+        answer = await house.ask("GET", "/channels/chat:*.news/history", bearer(issue(netd=CHAT)))
+        assert (answer.status, error_of(answer)[0]) == (409, "unsupported"), "and has no history"

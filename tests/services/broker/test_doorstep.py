@@ -74,6 +74,38 @@ async def test_what_is_no_websocket_is_answered_by_the_front_door(sent: bytes, s
         assert not house.exchange.doorsteps
 
 
+async def test_what_is_refused_is_asked_for_once_and_told_once() -> None:
+    """One of its budget, one look at its token, one count: the front door only tells."""
+    refused = HEAD.replace(b"/app", b"/ws/closed:room?token=nobodys")
+    async with serving(http_rate=0.001, http_burst=2) as house:
+        looked, resolve = [], house.hub.resolve
+        house.hub.resolve = lambda token: looked.append(token) or resolve(token)  # type: ignore[func-returns-value,method-assign]
+        for status in (401, 401, 429):
+            heard = await asked(house, refused, done=lambda heard: b"}" in heard)
+            assert heard.startswith(b"HTTP/1.1 %d " % status), heard
+            assert heard.count(b"HTTP/1.1") == 1
+        assert looked == ["nobodys", "nobodys"]
+        assert house.counted("netd_broker_requests_total", route="channel", status="401") == 2
+        assert house.counted("netd_broker_requests_total", route="channel", status="429") == 1
+
+
+async def test_after_a_refusal_the_connection_goes_on_and_counts_for_its_client() -> None:
+    async with serving(listening(forwarded=["127.0.0.0/8"])) as house:
+        stream, _ = await house.connect()
+        refused = HEAD.replace(b"/app", b"/ws/closed:room").replace(b"\r\n\r\n", b"\r\nX-Forwarded-For: %b\r\n\r\n")
+        heard = b""
+        for number, client in enumerate((b"203.0.113.9", b"203.0.113.9", b"203.0.113.10"), 1):
+            await stream.send_all(refused % client)
+            with trio.fail_after(PATIENCE):
+                while heard.count(b"}}") < number:
+                    heard += await stream.receive_some(65536)
+            places = house.exchange.places
+            assert (places.total, places.enter(client.decode(), limit=9, limit_per_key=1)) == (1, "address")
+        assert heard.count(b"HTTP/1.1 403 ") == 3
+        await stream.aclose()
+        await eventually(lambda: house.exchange.places.total == 0)
+
+
 async def test_half_a_head_is_not_waited_for_for_ever() -> None:
     async with serving(http=BrokerHttp(head_timeout=0.05)) as house:
         assert (await asked(house, HEAD[:40])).startswith(b"HTTP/1.1 408 ")

@@ -142,6 +142,25 @@ async def test_what_was_sent_with_the_handshake_is_not_lost() -> None:
         assert data.startswith(b"HTTP/1.1 101")
 
 
+@pytest.mark.parametrize("error", [ValueError, OSError])
+@pytest.mark.parametrize("ask", ["client", "events"])
+async def test_nothing_stays_of_one_that_cannot_be_taken_over(
+    ask: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving() as house:
+
+        def seat(*arguments: object, **more: object) -> None:
+            raise error("no room")
+
+        monkeypatch.setattr(house.exchange, "seat", seat)
+        with pytest.raises((AssertionError, trio.EndOfChannel, trio.BrokenResourceError, trio.TooSlowError)):
+            await (house.client() if ask == "client" else (await house.events()).event())
+        await eventually(lambda: not house.exchange.places.total)
+        assert not house.hub.sessions
+        why = "gone" if error is OSError else "broken"
+        assert house.exchange.rejections[why] == 1
+
+
 async def test_nothing_stays_of_connections_that_are_gone() -> None:
     async with serving(deflate=True) as house:
         clients = [await house.client("/ws/public:room", offer=OFFER if number % 2 else "") for number in range(50)]
@@ -180,3 +199,21 @@ async def test_the_token_of_a_handshake_is_its_sessions() -> None:
         await house.client("/ws/closed:room?role=sub", headers=[f"Authorization: Bearer {'s' * 32}"])
         (session,) = house.hub.find("tag:device=alpha")
         assert (session.token, session.transport) == ("one", "websocket")
+
+
+async def test_contexts_of_their_own_are_for_so_many_websockets() -> None:
+    both = {"deflate": True, "server_takeover": True, "client_takeover": True, "max_takeover": 2}
+    async with serving(**both) as house:
+
+        def has_context(client: Client) -> bool:
+            return b"no_context_takeover" not in client.answer
+
+        clients = [await house.client("/ws/public:room", offer=OFFER) for _ in range(4)]
+        assert [has_context(client) for client in clients] == [True, True, False, False]
+        await clients[0].text(LONG)
+        assert [await client.message() for client in clients[1:]] == [LONG] * 3
+        assert (await clients[0].close()).code == 1000
+        await eventually(lambda: house.service.count == 3)
+        assert has_context(await house.client("/ws/public:room", offer=OFFER))
+        await house.live(max_takeover=0)
+        assert not has_context(await house.client("/ws/public:room", offer=OFFER))

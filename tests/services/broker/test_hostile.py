@@ -458,7 +458,9 @@ async def test_a_reload_of_rules_keys_and_certificates_disconnects_nobody(tmp_pa
         def look() -> None:
             for wire in wires:
                 # its token counts no more: it is told, and has lost what took one, but is there
-                assert wire.hear("error")["code"] == "denied"
+                assert wire.hear("error")["refresh"] is True
+                ended = wire.hear("error")
+                assert (ended["code"], ended["channel"]) == ("denied", "room:a")
                 wire.say(type="publish", channel="room:a", data=1, ref=3)
                 assert wire.hear("error")["ref"] == 3
             wires[0].say(type="publish", channel="public:a", data="all are here", ref=4)

@@ -1,0 +1,93 @@
+"""Options that sockets inherit from the one that accepts them: who has them, whatever was changed when."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import trio
+
+from netd.sessions.config import SessionLimits
+from netd.sessions.sockets import bequeath, tune
+from tests.services.broker.lab import House, eventually, serving
+
+NAMES = {
+    "nodelay": (socket.IPPROTO_TCP, socket.TCP_NODELAY),
+    "keepalive": (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+    "idle": (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+    "interval": (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
+    "probes": (socket.IPPROTO_TCP, socket.TCP_KEEPCNT),
+    "unsent": (socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT),
+    "buffer": (socket.SOL_SOCKET, socket.SO_SNDBUF),
+}
+OPTIONS = ["nodelay", "keepalive", "idle", "interval", "probes", "unsent"]
+
+
+def options(sock: socket.socket, names: list[str] = OPTIONS) -> list[int]:
+    return [sock.getsockopt(*NAMES[name]) for name in names]
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+@pytest.mark.parametrize("keepalive", [0.0, 7.5, 90.0])
+def test_the_kernel_hands_on_what_tune_would_set(family: socket.AddressFamily, keepalive: float) -> None:
+    config = SessionLimits(keepalive=keepalive, send_buffer=0)
+    with socket.create_server(("", 0), family=family) as listening:
+        bequeath(listening, config)
+        with socket.create_connection(("localhost" if family == socket.AF_INET else "::1", listening.getsockname()[1])):
+            server, _ = listening.accept()
+        with server:
+            inherited = options(server)
+            tune(server, config)
+            assert inherited == options(server)
+
+
+async def came(house: House) -> socket.socket:
+    """The server's socket of one who has just come."""
+    before = set(house.exchange.doorsteps)
+    await house.connect()
+    await eventually(lambda: house.exchange.doorsteps.keys() - before)
+    [doorstep] = house.exchange.doorsteps.keys() - before
+    return doorstep.stream.socket
+
+
+async def test_whoever_comes_has_the_options_of_the_configuration() -> None:
+    async with serving(keepalive=30.0, send_buffer=65_536) as house:
+        for _ in range(3):
+            assert options(await came(house), [*OPTIONS, "buffer"]) == [1, 1, 30, 10, 3, 0, 131_072]
+
+
+async def test_a_reload_holds_for_those_at_the_doorstep_and_those_who_come() -> None:
+    async with serving(keepalive=30.0, send_buffer=65_536) as house:
+        early = await came(house)
+        await house.live(keepalive=90.0, send_buffer=100_000)
+        for sock in (early, await came(house), await came(house)):
+            assert options(sock, [*OPTIONS, "buffer"]) == [1, 1, 90, 30, 3, 0, 200_000]
+        await house.live(keepalive=0.0)
+        for sock in (early, await came(house), await came(house)):
+            assert options(sock, ["nodelay", "keepalive"]) == [1, 0]
+
+
+async def test_another_generation_leaves_its_own_to_those_who_come() -> None:
+    async with serving(keepalive=30.0) as house:
+        config = house.service.config
+        await came(house)
+        grown = config.model_copy(update={"keepalive": 60.0, "listen": [*config.listen] * 2})
+        assert await house.settle(grown) == "running"
+        for sock in (await came(house), await came(house)):
+            assert options(sock) == [1, 1, 60, 20, 3, 0]
+
+
+async def test_who_queued_before_the_change_has_it_too() -> None:
+    """What waits in the backlog was made as the listening socket was then."""
+    async with serving(keepalive=30.0) as house:
+        await came(house)
+        clients = [socket.socket() for _ in range(5)]
+        for client in clients:
+            client.connect(("127.0.0.1", house.port()))  # and no task has its turn before the change
+        house.service.reconfigure(house.service.config.model_copy(update={"keepalive": 90.0}))
+        await eventually(lambda: len(house.exchange.doorsteps) == 6)
+        found = [options(doorstep.stream.socket) for doorstep in house.exchange.doorsteps]
+        assert found == [[1, 1, 90, 30, 3, 0]] * 6
+        await trio.lowlevel.checkpoint()
+        for client in clients:
+            client.close()
