@@ -6,9 +6,9 @@ Rules:
 - a connection costs at most what HttpLimits says, and whatever it does ends with it: its guard is the only place that
   catches everything, and logs it;
 - nothing is shielded. Drain closes at once every connection without a request in progress, lets the others finish
-  (their responses say "connection: close") and cancels at the deadline what is left: a peer that never reads included;
-- refusals made here have the one error shape of net/rest.py.
-
+  (their responses say "connection: close") and cancels at the deadline what is left: a peer that never reads included.
+  Who has only just connected has a moment for a first request, which may be on its way;
+- refusals made here have the one error shape of net/rest.py;
 - a connection that an application took over (`netd.handover`) is none of the front door's from then on: it is not
   counted, not closed, and not waited for.
 
@@ -74,6 +74,9 @@ _ROOT_RESERVE = 4
 _LINGER = 1.0
 """Seconds for a peer that is still sending to read why it was refused."""
 _LINGER_BYTES = 1048576
+_FRESH = 1.0
+"""Seconds from its accept within which a connection's first request is still taken when the door closes: it was made in
+good faith, and closing it would be a reset where the next generation would have answered."""
 
 
 class Accepts(Protocol):
@@ -176,7 +179,7 @@ class FrontDoor:
     def close(self) -> None:
         """End everyone without a request in progress at once, and the others after theirs."""
         for connection in self._inside:
-            connection.cut()
+            connection.drain()
 
     def _let_in(
         self, stream: trio.abc.HalfCloseableStream, app: App, limits: HttpLimits, ends: Ends, received: bytes
@@ -250,14 +253,24 @@ class _Connection:
         self.left: Callable[[_Connection], None] | None = None
         """Called when the application takes the connection over."""
         self.was_cut = False
+        self._fresh_until = trio.current_time() + _FRESH
         self.waiting_since: float | None = trio.current_time()
         """Trio time since which no request is in progress; None while one is."""
 
     def cut(self) -> None:
         """Close at once if no request is in progress, and after it if one is."""
         self.was_cut = True
+        self._fresh_until = 0.0
         if self.waiting_since is not None:
             self._between.cancel()
+
+    def drain(self) -> None:
+        """`cut`, but for one that has only just come: its first request is the last."""
+        if self._served or trio.current_time() >= self._fresh_until:
+            self.cut()
+        else:
+            self.was_cut = True
+            self._between.deadline = min(self._between.deadline, self._fresh_until)
 
     async def run(self) -> bool:
         """The guard: whatever happens in a connection ends here. True: it is the application's now."""
@@ -319,7 +332,8 @@ class _Connection:
 
     async def _next_request(self) -> h11.Request | None:
         """The next request's head; None when the connection is to be closed without another word. Raises Refused."""
-        if self.was_cut or self._draining.is_set():
+        ending = self.was_cut or self._draining.is_set()
+        if ending and (self._served or trio.current_time() >= self._fresh_until):
             return None
         begun = bool(self._http.trailing_data[0])
         first = self._served == 0
@@ -328,6 +342,8 @@ class _Connection:
         self._between = trio.CancelScope(
             deadline=now + (self._limits.head_timeout if begun or first else self._limits.idle_timeout)
         )
+        if ending:
+            self._between.deadline = min(self._between.deadline, self._fresh_until)
         try:
             with self._between:
                 while True:

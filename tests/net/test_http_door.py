@@ -46,12 +46,40 @@ async def test_drain_closes_at_once_whoever_has_no_request_in_progress(autojump_
         await idle.send(request())
         await idle.response()
         await half.send(b"GET / HTT")
-        await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep(1)
         began = trio.current_time()
         draining.set()
         await returned.wait()
         assert trio.current_time() == began
         assert [await peer.rest() for peer in (idle, silent, half)] == [b"", b"", b""]
+
+
+async def test_drain_gives_who_has_only_just_come_a_moment_for_a_first_request(autojump_clock):
+    async with front_door(echo) as (listener, draining, returned):
+        quick, twice, half, silent = (listener.connect() for _ in range(4))
+        await half.send(b"GET / HTT")
+        await trio.testing.wait_all_tasks_blocked()
+        draining.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert not returned.is_set()
+        await quick.send(request())
+        assert (await quick.response()).headers["connection"] == "close"
+        await twice.send(request() * 2)
+        assert (await twice.response()).headers["connection"] == "close"
+        began = trio.current_time()
+        await returned.wait()
+        assert 0 < trio.current_time() - began <= 1
+        assert [await peer.rest() for peer in (quick, twice, half, silent)] == [b"", b"", b"", b""]
+
+
+async def test_one_that_makes_room_has_no_such_moment(autojump_clock):
+    async with front_door(echo, limits=HttpLimits(max_connections=1)) as (listener, _, _):
+        first = listener.connect()
+        await trio.testing.wait_all_tasks_blocked()
+        await (second := listener.connect()).send(request())
+        assert (await second.response()).status == 200
+        assert await first.rest() == b""
+        assert trio.current_time() == 0
 
 
 async def test_drain_lets_a_request_in_progress_finish_and_says_that_it_is_the_last(autojump_clock):
