@@ -40,7 +40,8 @@ _ENVIRONMENT = ("PATH", "HOME", "LANG", "TZ")
 # Runs in the child, before the program: Python's preexec_fn is not safe in a process with threads. prctl(2),
 # capabilities(7): without ambient ones, and with no new privileges, execve(2) leaves none to an account that is not
 # root; to root it gives the bounding and the inheritable set, which are therefore emptied (and have to be). Whoever is
-# not root and has no CAP_SETPCAP keeps his bounding set: with no new privileges, nothing comes of it.
+# not root may keep them, where CAP_SETPCAP is missing or the unit's filter refuses capset(2): with no new privileges,
+# nothing comes of either.
 _LAUNCHER = """
 import ctypes, os, sys
 libc = ctypes.CDLL(None)
@@ -53,7 +54,7 @@ sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; and again, 
 if libc.capget(header, sets):
     sys.exit("cannot read its capabilities")
 sets[2] = sets[5] = 0
-if libc.capset(header, sets):
+if libc.capset(header, sets) and 0 in os.getresuid():
     sys.exit("cannot give up inheritable capabilities")
 for capability in range(64):
     prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
