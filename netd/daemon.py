@@ -19,6 +19,8 @@ Rules:
 - `reload` puts the whole configuration in force or nothing of it;
 - systemd's status line is kept true: what runs and where, what is wrong, and why a start failed. A loop that hangs is
   aborted by systemd's watchdog, and leaves the stacks of all threads on standard error.
+
+Over 600 lines: it is the one place that knows everyone, and the order of a start and of a stop has to be read whole.
 """
 
 from __future__ import annotations

@@ -22,8 +22,10 @@ Rules:
 - [::] means IPv6 only (IPV6_V6ONLY), so that "[::]:80" and "0.0.0.0:80" are two listeners wherever they are written.
 
 Unix sockets are bound to a temporary name, given mode and group, and renamed: nobody ever sees one half made. A path
-that is there already is replaced only if nobody listens behind it. Left out: TLS and everything else that happens to a
-connection after accept.
+that is there already is replaced only if nobody listens behind it.
+
+Over 600 lines: what a socket may be (bound, passed, stored, leased, released) is one story, told once. How one is made
+stands in sockets.py. Left out: TLS and everything else that happens to a connection after accept.
 """
 
 from __future__ import annotations

@@ -145,6 +145,7 @@ that says something; `=` the whole frame of the JSON above it.
     < {"type":"close","code":1001,"reason":"the daemon stops","retry_after":2.5}
     > {"type":"close"}
 
+Over 600 lines, as the specification stands with the structs that it is of.
 Left out: who may do what, and what follows from a message (hub/); bytes to payloads (framing.py).
 """
 

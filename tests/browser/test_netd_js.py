@@ -1,6 +1,6 @@
 """netd.js in a page, against a broker that follows a script: requests, subscriptions, and what a lost connection does.
 
-Over 400 lines, and one file all the same: everything is asked of the same scripted broker.
+Over 600 lines, and one file all the same: everything is asked of the same scripted broker.
 """
 
 from __future__ import annotations

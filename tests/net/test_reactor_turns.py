@@ -1,5 +1,7 @@
 """How the reactor shares the thread: with other tasks, and between its streams. Time is the tests' own here.
 
+Over 600 lines, and one file all the same: every case is a few rounds of the same reactor under the same clock.
+
 What takes long says so (`clock.spend`); nothing really does, and no assertion is about seconds.
 """
 

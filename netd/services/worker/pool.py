@@ -19,6 +19,8 @@ Rules:
   both wait for the next. What waits after that is echoed, and refused;
 - an end that nobody has heard of is kept for at most `max_ended` sessions; past that the oldest are forgotten.
 
+Over 600 lines, since what hands over, what takes back and what is lost in between have to be read together.
+
 Left out: connections and time (service.py), what workers ask for (verbs.py).
 """
 
