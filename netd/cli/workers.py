@@ -146,13 +146,15 @@ def _print_sums(out: Console, found: shapes.WorkerStatus) -> None:
     waiting = []
     if events := found.get("waiting_events"):
         waiting.append(f"{counted(events, 'event')} ({size(found.get('waiting_bytes', 0))})")
-    if requests := found.get("waiting_requests"):
-        waiting.append(counted(requests, "HTTP request"))
+    if asked := found.get("waiting_requests"):
+        waiting.append(counted(asked, "HTTP request"))
     if waiting:
         out.print("waiting for a free hand: " + ", ".join(waiting))
     odd = [f"{found[key]} {words}" for key, words in _ODD if found.get(key)]  # type: ignore[literal-required]
     odd += [
-        f"{count} requests {how}" for how, count in found.get("requests", {}).items() if count and how != "answered"
+        f"{counted(count, 'request')} {how}"
+        for how, count in found.get("requests", {}).items()
+        if count and how != "answered"
     ]
     if odd:
         out.print("since the daemon began: " + ", ".join(odd))

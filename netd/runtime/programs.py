@@ -1,12 +1,16 @@
 """Programs of the user's that the daemon starts: without its privileges, each with a process group of its own.
 
+    obstacle(["/usr/bin/program"], account=account) -> None, or "it may not enter /root"
     process = await launch(["/usr/bin/program", "--option"], stdin=subprocess.PIPE)
     signal_group(process.pid, signal.SIGTERM)       how(process.returncode) -> "killed by SIGTERM"
 
 Rules:
 - a program has no capabilities and may not gain any, none of our descriptors, and an environment of PATH, HOME, LANG,
   TZ and what its caller adds; no shell reads its command;
+- it runs as the daemon's account unless root says otherwise, and is kept from the directories that its caller names;
 - it has a session and a process group of its own, so that it is signalled with all that it has started;
+- what the daemon has raised for itself is not its own, as far as that can be: it has the usual soft limit of 1024
+  descriptors, which it may raise, and where memory is short the kernel does not spare it;
 - root can have it run as somebody else; nobody else can.
 
 Left out: what it says (services), and when it is started again (services).
@@ -35,15 +39,29 @@ DEATH = 2.0
 """Seconds that a process may take to be gone once it was killed."""
 _REAPING = 0.2
 """The same where nothing else happens meanwhile."""
+_SCOUTING = 20.0
+"""Seconds that it may take to find out whether a program could be started: file systems may be far away."""
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "TZ")
+_PYTHON = (sys.executable, "-I", "-S", "-c")
 
+# Both of what follows begin so.
+_BECOME = """
+import os, sys
+
+def become(identity):
+    if identity:
+        uid, gid, *groups = map(int, identity.split(","))
+        os.setgroups(groups)
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+"""
 # Runs in the child, before the program: Python's preexec_fn is not safe in a process with threads. prctl(2),
 # capabilities(7): without ambient ones, and with no new privileges, execve(2) leaves none to an account that is not
 # root; to root it gives the bounding and the inheritable set, which are therefore emptied (and have to be). Whoever is
 # not root may keep them, where CAP_SETPCAP is missing or the unit's filter refuses capset(2): with no new privileges,
 # nothing comes of either.
 _LAUNCHER = """
-import ctypes, os, sys
+import ctypes, resource
 libc = ctypes.CDLL(None)
 prctl = libc.prctl
 PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, CLEAR_ALL = 23, 24, 38, 47, 4
@@ -60,17 +78,110 @@ for capability in range(64):
     prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
     if 0 in os.getresuid() and prctl(PR_CAPBSET_READ, capability, 0, 0, 0) > 0:
         sys.exit("cannot give up root's capabilities")
-identity, directory, *command = sys.argv[1:]
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 try:
-    if identity:
-        uid, gid, *groups = map(int, identity.split(","))
-        os.setgroups(groups)
-        os.setresgid(gid, gid, gid)
-        os.setresuid(uid, uid, uid)
+    if hard == resource.RLIM_INFINITY or hard > 1024:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    with open("/proc/self/oom_score_adj", "r+") as file:
+        if int(file.read()) < 0:
+            file.seek(0)
+            file.write("0")
+except (OSError, ValueError):
+    pass  # the unit's filter refuses the one, or there is no /proc for the other: it has what the daemon has
+def keep_from(hidden):
+    CREATE, ADD, RESTRICT, VERSION, PATH_BENEATH = 444, 445, 446, 1, 1
+    call = lambda number, *arguments: libc.syscall(ctypes.c_long(number), *arguments)
+    version = call(CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(VERSION))
+    if version < 1:
+        return "there is no Landlock, or it is refused"
+    of_files = 1 << 1 | 1 << 2 | (1 << 14 if version >= 3 else 0)  # to write, to read, to truncate
+    all_of_it = of_files | sum(1 << bit for bit in range(4, 14 if version >= 2 else 13))  # to make, move and remove
+    rules = call(CREATE, (ctypes.c_uint64 * 1)(all_of_it), ctypes.c_size_t(8), ctypes.c_uint32(0))
+    if rules < 0:
+        return "Landlock takes no rules"
+
+    def allow(path):
+        # what is not hidden, nor on the way to it
+        if path in hidden or os.path.islink(path):
+            return
+        try:
+            if any(each.startswith(path.rstrip("/") + "/") for each in hidden):
+                for name in os.listdir(path):
+                    allow(os.path.join(path, name))
+                return
+            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            return  # it has gone, or is out of reach anyway
+        allowed = all_of_it if os.path.isdir(path) else of_files
+        rule = allowed.to_bytes(8, sys.byteorder) + fd.to_bytes(4, sys.byteorder)
+        call(ADD, ctypes.c_int(rules), ctypes.c_int(PATH_BENEATH), rule, ctypes.c_uint32(0))
+        os.close(fd)
+
+    allow("/")
+    if call(RESTRICT, ctypes.c_int(rules), ctypes.c_uint32(0)):
+        return "Landlock's rules do not hold"
+    os.close(rules)
+
+identity, hidden, directory, *command = sys.argv[1:]
+if hidden and (why := keep_from([os.path.realpath(each) for each in hidden.split(":")])):
+    print(f"netd cannot keep {hidden} from {command[0]}: {why}", file=sys.stderr)
+try:
+    become(identity)
     os.chdir(directory)
     os.execvp(command[0], command)
 except OSError as error:
     sys.exit(f"cannot start {command[0]}: {error.strerror.lower()}")
+"""
+# Runs where the launcher would, as whom it would, and says on stdout what is in the way; nothing, if nothing is.
+_SCOUT = """
+def barred(path):
+    # the first directory on the way that may not be entered
+    for way in (os.path.abspath(path), os.path.realpath(path)):
+        while way != "/":
+            way = os.path.dirname(way)
+            if os.path.isdir(way) and not os.access(way, os.X_OK):
+                return way
+
+def no_program(path):
+    way = barred(path)
+    if way:
+        return f"it may not enter {way}"
+    if not os.path.exists(path):
+        return "it is not there"
+    if not os.path.isfile(path):
+        return "it is no program"
+    if not os.access(path, os.X_OK):
+        return "it may not be executed"
+
+def no_start(program, directory):
+    try:
+        os.chdir(directory)
+    except OSError as error:
+        way = barred(os.path.join(directory, "_"))
+        if way:
+            return f"it may not enter {way}"
+        what = "no directory" if isinstance(error, (FileNotFoundError, NotADirectoryError)) else error.strerror.lower()
+        return f"{directory!r} is {what}"
+    paths = [program] if "/" in program else [os.path.join(each, program) for each in os.get_exec_path()]
+    reasons = [no_program(path) for path in paths]
+    if None not in reasons:
+        return next((reason for reason in reasons if reason != "it is not there"), "it is not there")
+    path = paths[reasons.index(None)]
+    try:
+        with open(path, "rb") as file:
+            first = file.readline(256)
+    except OSError:
+        return None  # a binary need not be read; of a script its interpreter will say it
+    words = first[2:].split() if first.startswith(b"#!") else []
+    reason = no_program(os.fsdecode(words[0])) if words else None
+    return reason and f"its interpreter is {os.fsdecode(words[0])}, and {reason}"
+
+identity, directory, program = sys.argv[1:]
+try:
+    become(identity)
+    print(no_start(program, directory) or "", end="")
+except OSError as error:
+    print(error.strerror.lower(), end="")
 """
 
 
@@ -103,6 +214,36 @@ def account_of(user: str, service: str, *, group: str | None = None) -> Account:
     return Account(entry.pw_uid, entry.pw_gid, tuple(sorted(groups)), entry.pw_dir, entry.pw_name)
 
 
+def obstacle(
+    command: Sequence[str],
+    *,
+    variables: Mapping[str, str] | None = None,
+    directory: str = "/",
+    account: Account | None = None,
+) -> str | None:
+    """What would keep `launch` from starting this: the program or the interpreter of a script is not there, or its
+    account may not execute it or enter the directories. None: nothing that could be known beforehand. Blocks."""
+    identity, environment = _as_whom(account, variables)
+    try:
+        ran = subprocess.run(
+            [*_PYTHON, _BECOME + _SCOUT, identity, directory, command[0]],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_SCOUTING,
+            env=environment,
+            cwd="/",
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"nothing is known of it after {_SCOUTING:g} s"
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    said = (ran.stdout or ran.stderr).decode(errors="replace").strip().splitlines()
+    if said:
+        return said[-1]
+    return None if ran.returncode == 0 else how(ran.returncode)
+
+
 async def launch(
     command: Sequence[str],
     *,
@@ -112,24 +253,41 @@ async def launch(
     variables: Mapping[str, str] | None = None,
     directory: str = "/",
     account: Account | None = None,
+    hidden: Sequence[str] = (),
 ) -> trio.Process:
     """Start a program. Raises OSError where not even the launcher can be; a program that cannot is a process that ends
-    with status 1 and a sentence on its stderr."""
+    with status 1 and a sentence on its stderr.
+
+    `hidden`: directories in which it may neither read nor change anything, whoever it is (landlock(7)). What is put
+    beside them later, or beside what they are in, it may not either. A kernel that cannot do that is told of on stderr.
+    """
+    identity, environment = _as_whom(account, variables)
+    return await trio.lowlevel.open_process(
+        [*_PYTHON, _BECOME + _LAUNCHER, identity, ":".join(hidden), directory, *command],
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        start_new_session=True,
+        env=environment,
+        cwd="/",
+    )
+
+
+def _as_whom(account: Account | None, variables: Mapping[str, str] | None) -> tuple[str, dict[str, str]]:
+    """Whom the child is to become, as `become` reads it ("": nobody else), and its variables."""
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     identity = ""
     if account is not None and os.geteuid() == 0:
         # by the launcher: that account need not be able to run the interpreter which launches
         identity = ",".join(map(str, (account.uid, account.gid, *account.groups)))
         environment |= {"HOME": account.home, "USER": account.name, "LOGNAME": account.name}
-    return await trio.lowlevel.open_process(
-        [sys.executable, "-I", "-S", "-c", _LAUNCHER, identity, directory, *command],
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        start_new_session=True,
-        env=environment | dict(variables or {}),
-        cwd="/",
-    )
+    return identity, environment | dict(variables or {})
+
+
+def own_directories() -> list[str]:
+    """What systemd has given to the daemon alone: state and credentials (systemd.exec(5))."""
+    given = (os.environ.get(name, "") for name in ("STATE_DIRECTORY", "CREDENTIALS_DIRECTORY"))
+    return [path for each in given for path in each.split(":") if path]
 
 
 def signal_group(pid: int, number: signal.Signals) -> None:

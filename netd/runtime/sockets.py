@@ -112,7 +112,7 @@ def _check_replaceable(path: Path) -> None:
 
 def _give_to_group(path: Path, group: str) -> None:
     try:
-        wanted = grp.getgrnam(group).gr_gid
+        wanted = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
         if path.stat().st_gid != wanted:  # it has our own by itself, and netd.service refuses chown(2) whoever asks
             os.chown(path, -1, wanted)
     except (KeyError, PermissionError) as error:

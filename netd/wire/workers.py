@@ -10,7 +10,8 @@ somebody calls by a text is the UTF-8 of it. Times are seconds. Both sides read 
 
 THE BEGINNING. The socket is that of [worker] socket (/run/netd/worker.sock); a worker that the daemon starts itself
 finds its path in NETD_WORKER_SOCKET. The worker says hello within `hello_timeout` of [worker] and waits for the
-welcome; before it, nothing else is allowed. Whoever is refused gets a goodbye in its place.
+welcome; before it, nothing else is allowed. Whoever is refused gets a goodbye in its place. In every version of this
+protocol hello and welcome are called so and say `version`, whatever else stands in them.
 
     > hello      version (1), name (need not be unique), pid, handlers [any of "http_request", "session_opened",
                  "message", "session_closed"], sessions? (of how many sessions it runs handlers at once, 64),
@@ -57,8 +58,10 @@ by `answer`, as soon as the hub has it and in no certain order, or by `error`; w
 What a handler said before its `done` or `response` has happened before that counts. A session that there is not is
 no error: it may have gone a moment ago, and the value says so. Nothing is checked against permissions; the bounds
 of the hub and the size limits of its namespaces hold. Where several daemons share a backplane, a worker has sessions of
-its own daemon only. What goes out, `close`, `presence` and `history` reach those of the others as well; `subscribe`,
-`unsubscribe`, `copy_subscriptions`, `copy_session`, `set_token` and `info` know nothing of them.
+its own daemon only, and its verbs are about those of all: what is wanted of a session of another one is done there, and
+the value comes back. There a refusal of that daemon counts as false, and the token that its worker knows is the new one
+from the next event on. Only `copy_session` and `info` know nothing of sessions of another daemon. While the backplane
+is away, and where a daemon does not answer in time ([backplane] answers), the value is what is known here.
 
     > send               session, data (str or bin), priority?, ephemeral?       bool: it went out (true also where
                                                                                  another node has the session)
@@ -67,9 +70,9 @@ its own daemon only. What goes out, `close`, `presence` and `history` reach thos
     > broadcast          data (any), priority?, ephemeral?                                                   int: same
     > subscribe          session, channel           bool: true where it did not hear it before
     > unsubscribe        session, channel           bool: true where it did hear it
-    > copy_subscriptions source, target (channels)  int: all who hear the source (through this daemon) now hear the
-                                                    target too: a union, and the source goes on as it was. So many
-                                                    did not before
+    > copy_subscriptions source, target (channels)  int: all who hear the source now hear the target too: a union, and
+                                                    the source goes on as it was. So many did not before. An error
+                                                    where a bound keeps some from it: the others do all the same
     > copy_session       source, target (sessions)  int: the target hears what the source hears too. So many are new
     > set_token          session, token? (bin; absent or empty: none)      bool: there is such a session. It is kept
                          with the session, at most 8192 bytes. Where it is a token that the hub knows (hub.token, JWT),
@@ -468,6 +471,25 @@ def decode_to_worker(payload: bytes) -> ToWorker:
     return _decode(_to_worker, payload)  # type: ignore[no-any-return]
 
 
+class _Greeting(Struct):
+    type: str = ""
+    version: int = VERSION
+
+
+_greeting: Callable[[bytes], _Greeting] = msgspec.msgpack.Decoder(_Greeting).decode
+
+
+def version_of(payload: bytes) -> int:
+    """What a hello or a welcome says of its version, also where another version has given it another shape; VERSION for
+    anything else."""
+    try:
+        plain.check_messagepack(payload, bounded=False)
+        greeting = _greeting(payload)
+    except (ValueError, RecursionError):
+        return VERSION
+    return greeting.version if greeting.type in ("hello", "welcome") else VERSION
+
+
 def encode(message: FromWorker | ToWorker) -> bytes:
     """A message as it goes on the wire, its length in front. Raises ProtocolError (origin "local") for data that has no
     form there. Whether it is longer than `max_frame` (4 bytes less count) is its caller's to see.
@@ -550,4 +572,5 @@ __all__ = [
     "decode_from_worker",
     "decode_to_worker",
     "encode",
+    "version_of",
 ]

@@ -18,17 +18,19 @@ import logging
 import os
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from netd import __version__
 from netd.errors import ConfigError, ConfigProblem
+from netd.wire.messages import MAX_NAME
 from netd.worker.program import log_to_stderr, work
 from netd.worker.running import DEFAULT_SOCKET, DRAIN
 from netd.worker.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 log = logging.getLogger("netd.worker")
 
@@ -42,55 +44,10 @@ class _Parser(argparse.ArgumentParser):
         self.exit(64, f"{self.prog}: {message}\n")
 
 
-def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m netd.worker", description="Run an application for netd.", allow_abbrev=False)
-    parser.add_argument(
-        "app",
-        nargs="?",
-        default=environ.get("NETD_WORKER_APP"),
-        metavar="MODULE[:NAME]",
-        help="the module, and the name of the Worker in it (default: worker, or app)",
-    )
-    parser.add_argument(
-        "--directory",
-        type=Path,
-        default=environ.get("NETD_WORKER_DIRECTORY"),
-        metavar="DIR",
-        help="work in this directory, and look for the module there first",
-    )
-    parser.add_argument(
-        "--socket",
-        type=Path,
-        default=environ.get("NETD_WORKER_SOCKET") or DEFAULT_SOCKET,
-        metavar="PATH",
-        help=f"the daemon's socket for workers (default: {DEFAULT_SOCKET})",
-    )
-    parser.add_argument("--name", default=environ.get("NETD_WORKER_NAME"), help="what netctl workers shows")
-    parser.add_argument(
-        "--threads",
-        type=_count,
-        default=environ.get("NETD_WORKER_THREADS"),
-        metavar="N",
-        help="`def` handlers that run at once, for sessions and for HTTP each",
-    )
-    parser.add_argument(
-        "--tasks",
-        type=_count,
-        default=environ.get("NETD_WORKER_TASKS"),
-        metavar="N",
-        help="the same of `async def` handlers",
-    )
-    parser.add_argument(
-        "--drain",
-        type=_seconds,
-        default=environ.get("NETD_WORKER_DRAIN") or DRAIN,
-        metavar="SECONDS",
-        help=f"how long handlers may take to end when the worker is stopped (default: {DRAIN:g})",
-    )
-    parser.add_argument("--check", action="store_true", help="import the application, say what it handles, and end")
-    parser.add_argument("-v", "--verbose", action="store_true", help="log more")
-    parser.add_argument("--version", action="version", version=f"netd {__version__}")
-    return parser
+def _name(text: str) -> str:
+    if not 1 <= len(text) <= MAX_NAME:
+        raise ValueError(text)
+    return text
 
 
 def _count(text: str) -> int:
@@ -105,6 +62,81 @@ def _seconds(text: str) -> float:
     if not 0 <= number <= 86_400:  # which is not so of nan either
         raise ValueError(text)
     return number
+
+
+class _Option(NamedTuple):
+    """--NAME, and the variable that says the same."""
+
+    name: str
+    variable: str
+    read: Callable[[str], Any]
+    """Raises ValueError."""
+    metavar: str
+    help: str
+    takes: str = ""
+    """What `read` does not refuse, in words."""
+    default: Any = None
+
+
+_OPTIONS = (
+    _Option(
+        "directory", "NETD_WORKER_DIRECTORY", Path, "DIR", "work in this directory, and look for the module there first"
+    ),
+    _Option(
+        "socket",
+        "NETD_WORKER_SOCKET",
+        Path,
+        "PATH",
+        f"the daemon's socket for workers (default: {DEFAULT_SOCKET})",
+        "",
+        DEFAULT_SOCKET,
+    ),
+    _Option("name", "NETD_WORKER_NAME", _name, "NAME", "what netctl workers shows", f"1 to {MAX_NAME} characters"),
+    _Option(
+        "threads",
+        "NETD_WORKER_THREADS",
+        _count,
+        "N",
+        "`def` handlers that run at once, for sessions and for HTTP each",
+        "1 to 4096",
+    ),
+    _Option("tasks", "NETD_WORKER_TASKS", _count, "N", "the same of `async def` handlers", "1 to 4096"),
+    _Option(
+        "drain",
+        "NETD_WORKER_DRAIN",
+        _seconds,
+        "SECONDS",
+        f"how long handlers may take to end when the worker is stopped (default: {DRAIN:g})",
+        "seconds from 0 to 86400",
+        DRAIN,
+    ),
+)
+
+
+def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m netd.worker", description="Run an application for netd.", allow_abbrev=False)
+    app = "the module, and the name of the Worker in it (default: worker, or app)"
+    parser.add_argument("app", nargs="?", default=environ.get("NETD_WORKER_APP"), metavar="MODULE[:NAME]", help=app)
+    for option in _OPTIONS:
+        parser.add_argument(
+            f"--{option.name}",
+            type=partial(_value, option),
+            default=environ.get(option.variable) or option.default,
+            metavar=option.metavar,
+            help=option.help,
+        )
+    parser.add_argument("--check", action="store_true", help="import the application, say what it handles, and end")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log more")
+    parser.add_argument("--version", action="version", version=f"netd {__version__}")
+    return parser
+
+
+def _value(option: _Option, text: str) -> Any:
+    try:
+        return option.read(text)
+    except ValueError:
+        why = f"cannot use {text!r}: write {option.takes} ({option.variable} is the same)"
+        raise argparse.ArgumentTypeError(why) from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -58,7 +58,7 @@ class Conversation:
         """
         messages = []
         for payload in self._decoder.receive(data):
-            message = wire.decode_to_worker(payload)
+            message = self._read(payload)
             self._check(message)
             if type(message) is wire.Ping:
                 self._queue.append(wire.encode(wire.Pong(n=message.n)))
@@ -71,6 +71,14 @@ class Conversation:
         if self._decoder.error is not None:
             raise self._decoder.error
         return messages
+
+    def _read(self, payload: bytes) -> wire.ToWorker:
+        try:
+            return wire.decode_to_worker(payload)
+        except ProtocolError:
+            if self.welcome is None and (version := wire.version_of(payload)) != wire.VERSION:
+                raise _other_version(version) from None
+            raise
 
     def _check(self, message: wire.ToWorker) -> None:
         if self.goodbye is not None:
@@ -88,10 +96,7 @@ class Conversation:
         if self.welcome is not None:
             raise ProtocolError("cannot go on: the daemon said welcome twice")
         if welcome.version != wire.VERSION:
-            raise VersionMismatch(
-                f"cannot work for netd {welcome.release}: it speaks version {welcome.version} of the worker protocol, "
-                f"and this library {wire.VERSION}; use the netd.worker that came with it"
-            )
+            raise _other_version(welcome.version, welcome.release)
         self.welcome = welcome
         self._limits.max_frame = welcome.max_frame
 
@@ -189,6 +194,13 @@ class Conversation:
                 "([worker] max_frame)",
             )
         return data
+
+
+def _other_version(version: int, release: str = "") -> VersionMismatch:
+    return VersionMismatch(
+        f"cannot work for netd{release and f' {release}'}: it speaks version {version} of the worker protocol, "
+        f"and this library {wire.VERSION}; use the netd.worker that came with it"
+    )
 
 
 def failure(code: str, message: str) -> RequestFailed:

@@ -23,6 +23,7 @@ import sys
 import threading
 import traceback
 from collections import deque
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,6 +36,8 @@ from netd.worker.http import Request, Response
 from netd.worker.session import Session
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from netd.worker.link import Link
     from netd.worker.worker import Handler, Worker
 
@@ -211,9 +214,8 @@ class Desk:
             arguments = (*arguments, event.token)
         run = self._runs[event.link, event.n] = _Run()
         try:
-            await _call(handler, arguments, run, self._limiter)
-        except Exception:
-            log.exception("the %s handler has failed for session %s", event.what, session)
+            with _guard("the %s handler has failed for session %s", event.what, session):
+                await _call(handler, arguments, run, self._limiter)
         finally:
             self._ended(event.link, event.n)
         if run.cancelled:
@@ -234,14 +236,13 @@ class Desk:
         handler = self._handlers.get("http_request")
         response = wire.HttpResponse(500, [_TEXT], b"Internal Server Error")
         try:
-            if handler is None:
-                response = wire.HttpResponse(404, [_TEXT], b"Not Found")
-            else:
-                result = await _call(handler, (request,), run, self._limiter)
-                if not run.cancelled:
-                    response = wire.HttpResponse(*Response.of(result).parts())
-        except Exception:
-            log.exception("the http_request handler has failed for %s %s", request.method, request.url)
+            with _guard("the http_request handler has failed for %s %s", request.method, request.url):
+                if handler is None:
+                    response = wire.HttpResponse(404, [_TEXT], b"Not Found")
+                else:
+                    result = await _call(handler, (request,), run, self._limiter)
+                    if not run.cancelled:
+                        response = wire.HttpResponse(*Response.of(result).parts())
         finally:
             self._ended(link, n)
         if run.cancelled:
@@ -280,6 +281,22 @@ class Desk:
 
 
 _TEXT = (b"content-type", b"text/plain; charset=utf-8")
+
+
+@contextmanager
+def _guard(text: str, *names: object) -> Iterator[None]:
+    """What goes wrong in here is logged, and goes no further; also where a nursery of the user's has put it into one
+    group with a cancellation, which goes on, as do SystemExit and KeyboardInterrupt."""
+    try:
+        yield
+    except Exception:
+        log.exception(text, *names)
+    except BaseExceptionGroup as group:
+        failed, rest = group.split(Exception)
+        if failed is not None:
+            log.error(text, *names, exc_info=failed)
+        assert rest is not None  # or it were an ExceptionGroup
+        raise rest from None
 
 
 async def _call(handler: Handler, arguments: tuple[Any, ...], run: _Run, limiter: trio.CapacityLimiter) -> Any:

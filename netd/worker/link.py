@@ -91,6 +91,11 @@ class Link:
                 self._early += conversation.receive(data)
         except (trio.BrokenResourceError, OSError) as error:
             raise DaemonUnreachable(f"cannot get a welcome from the daemon at {path}: {error}") from None
+        except ProtocolError as error:
+            if conversation.welcome is not None:
+                raise
+            what = "that is no netd, or not its socket for workers ([worker] socket)"
+            raise ProtocolError(f"cannot work for what listens at {path}: {what}: {error}") from None
 
     async def run(self, receive: Callable[[wire.ToWorker], object]) -> wire.Goodbye | None:
         """Read and write until it ends; the daemon's goodbye, or None where it ended without one.
@@ -251,7 +256,13 @@ def _join(path: Path) -> str:
     import grp
 
     try:
-        group = grp.getgrgid(path.stat().st_gid).gr_name
-    except (KeyError, OSError):
-        group = "netd-worker"
+        gid = path.stat().st_gid
+    except OSError:
+        return f"it may not enter {path.parent}"
+    if not gid:  # nobody is told to join that
+        return "the socket belongs to group root: have [worker] group name another one"
+    try:
+        group = grp.getgrgid(gid).gr_name
+    except KeyError:
+        group = str(gid)
     return f"join group {group} (usermod -aG {group} ACCOUNT, then log in again)"

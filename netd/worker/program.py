@@ -13,6 +13,7 @@ Rules:
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
@@ -50,6 +51,8 @@ def run(worker: Worker, socket: str | Path | None = None, *, drain: float = DRAI
 
 def work(worker: Worker, socket: str | Path | None, *, drain: float = DRAIN) -> int:
     """Work until a signal; the status with which the program is to end."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what is printed shows at once also where nobody looks: in a log
+        sys.stdout.reconfigure(line_buffering=True)
     try:
         trio.run(_work, worker, Path(socket) if socket is not None else default_socket(), drain)
     except NetdError as error:

@@ -29,8 +29,8 @@ Rules:
   return what is to be awaited. So their type is Any; what they return is said with each;
 - a session that is gone is no error: the verb then does nothing, and says so where it returns a bool. Channels are
   named by bytes, and a text is its UTF-8;
-- where several daemons share a backplane, a worker has sessions of its own daemon only. What it sends, `close`,
-  `presence` and `history` reach all of them; to the other verbs, a session of another daemon is one that is gone;
+- where several daemons share a backplane, a worker has sessions of its own daemon only, and verbs are about those of
+  all of them; but to `copy_session` and `info`, a session of another daemon is one that is gone;
 - an exception in a handler is logged with its traceback, and the next event goes on.
 
 A verb raises RequestFailed where the daemon refuses (`kind` has its word), DaemonUnreachable while there is no
@@ -49,14 +49,32 @@ import trio
 
 from netd.errors import DaemonUnreachable, ProtocolError
 from netd.wire import workers as wire
+from netd.wire.messages import MAX_NAME
 from netd.worker.session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from netd.worker.http import Body, Request, Response
+
+    Answer = Response | Body
 
 F = TypeVar("F", bound="Callable[..., Any]")
+OnRequest = TypeVar("OnRequest", bound="Callable[[Request], Answer | Awaitable[Answer]]")
+OnOpened = TypeVar("OnOpened", bound="Callable[[Session], object]")
+OnMessage = TypeVar("OnMessage", bound="Callable[[Session, str | bytes, bytes | None], object]")
+OnClosed = TypeVar("OnClosed", bound="Callable[[Session, bytes | None], object]")
+
+_ARGUMENTS: dict[wire.Handler, tuple[str, ...]] = {
+    "http_request": ("request",),
+    "session_opened": ("session",),
+    "message": ("session", "data", "token"),
+    "session_closed": ("session", "token"),
+}
 
 _NORMAL = 128
+_MOST = 2**20
+"""Handlers at once, as a hello can say it."""
 
 
 class Handler:
@@ -91,8 +109,12 @@ class Worker:
     def __init__(self, name: str | None = None, *, threads: int = 64, tasks: int = 256) -> None:
         """`name` is what `netctl workers` shows. `threads`: `def` handlers that run at once, `tasks`: `async def` ones;
         so many for sessions, and so many for HTTP."""
-        if threads < 1 or tasks < 1:
-            raise ValueError(f"cannot work with threads={threads} and tasks={tasks}: each is at least 1")
+        if not (1 <= threads <= _MOST and 1 <= tasks <= _MOST):
+            raise ValueError(
+                f"cannot work with threads={threads} and tasks={tasks}: each is at least 1, at most {_MOST}"
+            )
+        if name is not None and not 1 <= len(name) <= MAX_NAME:
+            raise ValueError(f"cannot call a worker {name[:20]!r}...: a name has 1 to {MAX_NAME} characters")
         self.name = name
         self.threads = threads
         self.tasks = tasks
@@ -103,19 +125,19 @@ class Worker:
 
     # --- handlers ----------------------------------------------------------------------------------------------------
 
-    def http_request(self, handler: F) -> F:
+    def http_request(self, handler: OnRequest) -> OnRequest:
         """Decorator: `handler(request)` answers HTTP. Without one, clients get 503 unless another worker has one."""
         return self._register("http_request", handler)
 
-    def session_opened(self, handler: F) -> F:
+    def session_opened(self, handler: OnOpened) -> OnOpened:
         """Decorator: `handler(session)` is called for a new session."""
         return self._register("session_opened", handler)
 
-    def message(self, handler: F) -> F:
+    def message(self, handler: OnMessage) -> OnMessage:
         """Decorator: `handler(session, data, token)` is called for what a client sends to the application."""
         return self._register("message", handler)
 
-    def session_closed(self, handler: F) -> F:
+    def session_closed(self, handler: OnClosed) -> OnClosed:
         """Decorator: `handler(session, token)` is called when a session has ended; it sees the last token."""
         return self._register("session_closed", handler)
 
@@ -124,6 +146,7 @@ class Worker:
             raise ValueError(f"cannot have two handlers for {name}: {self.handlers[name].function!r} is one already")
         if not callable(function):
             raise TypeError(f"cannot call {function!r} for {name}: write @worker.{name} above the function, no ()")
+        _check(name, function)
         self.handlers[name] = Handler(function)
         return function
 
@@ -189,7 +212,10 @@ class Worker:
         return self._do(wire.Unsubscribe(session=_id(session), channel=_channel(channel)), True, bool)
 
     def copy_subscriptions(self, source: str | bytes, target: str | bytes) -> Any:
-        """Have all who hear the channel `source` hear `target` too: int, how many did not before."""
+        """Have all who hear the channel `source` hear `target` too: int, how many did not before.
+
+        RequestFailed where a bound keeps some of them from it; the others hear it all the same.
+        """
         return self._do(wire.CopySubscriptions(source=_channel(source), target=_channel(target)), True, int)
 
     def copy_session(self, source: Session | str, target: Session | str) -> Any:
@@ -203,7 +229,7 @@ class Worker:
         one. If it is a token of the daemon's own ([[hub.token]], JWT), the session may from then on do what that
         permits; not so the one that resumes it, until the token is set again (in session_opened, say).
         """
-        raw = token.encode() if isinstance(token, str) else token
+        raw = _utf8(token, "a token") if isinstance(token, str) else token
         return self._do(wire.SetToken(session=_id(session), token=raw), True, bool)
 
     def close(self, session: Session | str, code: int = 1000, reason: str = "") -> Any:
@@ -244,6 +270,20 @@ class Worker:
             raise DaemonUnreachable("cannot ask anything of the daemon: this worker has ended") from None
 
 
+def _check(name: wire.Handler, function: Callable[..., Any]) -> None:
+    """Raises TypeError for a function that cannot be called as this handler, so that no client has to find out."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return  # written in C, and it says nothing of its arguments
+    arguments = _ARGUMENTS[name]
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        called = f"{name}({', '.join(arguments)})"
+        raise TypeError(f"cannot use {function!r} for {name}: it is called as {called}: {error}") from None
+
+
 # --- arguments and answers -------------------------------------------------------------------------------------------
 
 
@@ -257,10 +297,17 @@ def _id(session: Session | str) -> str:
 
 def _channel(channel: str | bytes) -> bytes:
     if isinstance(channel, str):
-        return channel.encode()
+        return _utf8(channel, "a channel")
     if isinstance(channel, bytes | bytearray | memoryview):
         return bytes(channel)
     raise TypeError(f"cannot use {channel!r} as a channel: it is str or bytes")
+
+
+def _utf8(text: str, what: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ProtocolError(f"cannot use {text[:50]!r} as {what}: {error.reason}", origin="local") from None
 
 
 def _text_or_bytes(data: Any) -> str | bytes:

@@ -51,7 +51,7 @@ def test_the_list_says_who_is_there_and_what_is_wrong(api, netctl):
             "program 2 (worker.command) ended, and is started again:",
             "status 3: no such module",
             "waiting for a free hand: 5 events (1.0 KiB), 1 HTTP request",
-            "since the daemon began: 2 gone without a word, 7 events lost with a worker, 1 requests failed",
+            "since the daemon began: 2 gone without a word, 7 events lost with a worker, 1 request failed",
         ]
     assert json.loads(netctl("workers", "--json").stdout) == STATUS
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import pwd
+import resource
 import signal
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
 
-from netd.runtime.programs import how, launch, reap
+from netd.runtime.programs import account_of, how, launch, obstacle, own_directories, reap
+from tests.support.accounts import NOBODY, why_not_nobody
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 STATUS = ["/bin/cat", "/proc/self/status"]
 
@@ -62,6 +70,99 @@ def test_what_the_daemon_could_leave_to_root_is_left_to_nobody():
     assert set(sets(ran.stdout).values()) == {0}
 
 
+async def test_what_the_daemon_has_raised_for_itself_is_not_the_programs():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        found = await output(["/bin/sh", "-c", "ulimit -Sn; ulimit -Hn"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert [int(each) for each in found.split()] == [min(1024, hard), hard]
+
+
+KEPT_FROM = """
+import os, sys
+kept, free = sys.argv[1:]
+def attempt(what, act):
+    try:
+        act()
+    except OSError as error:
+        print(what, error.strerror, sep="\\t")
+    else:
+        print(what, "done", sep="\\t")
+attempt("read", lambda: open(f"{kept}/secret").read())
+attempt("write", lambda: open(f"{kept}/secret", "r+"))
+attempt("make", lambda: open(f"{kept}/new", "w"))
+attempt("replace", lambda: os.replace(f"{free}/file", f"{kept}/secret"))
+attempt("remove", lambda: os.remove(f"{kept}/secret"))
+attempt("link", lambda: os.link(f"{kept}/secret", f"{free}/linked"))
+attempt("read through a link", lambda: open(f"{free}/symlink").read())
+attempt("look into the parent", lambda: open(f"/proc/{os.getppid()}/environ").read())
+attempt("use the rest", lambda: (open(f"{free}/file").read(), open(f"{free}/more", "w"),
+                                 os.replace(f"{free}/more", f"{free}/below/more"), open("/etc/hostname").read()))
+"""
+
+
+@pytest.mark.skipif(ctypes.CDLL(None).syscall(444, None, 0, 1) < 1, reason="this kernel has no Landlock")
+async def test_a_program_is_kept_from_directories_though_its_account_may_use_them(tmp_path):
+    kept, free = tmp_path / "kept", tmp_path / "free"
+    kept.mkdir()
+    (free / "below").mkdir(parents=True)
+    (kept / "secret").write_text("secret")
+    (free / "file").write_text("")
+    (free / "symlink").symlink_to(kept / "secret")
+    process = await launch(
+        [sys.executable, "-I", "-c", KEPT_FROM, str(kept), str(free)], hidden=[str(kept), "/nowhere/at/all"]
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    async with process.stdout, process.stderr:
+        said = b"".join([data async for data in process.stdout]).decode()
+        complaints = b"".join([data async for data in process.stderr]).decode()
+    assert await process.wait() == 0, complaints
+    assert not complaints
+    found = dict(line.split("\t") for line in said.splitlines())
+    assert {what for what, outcome in found.items() if outcome == "done"} == {"use the rest"}, said
+    assert len(found) == 9, said
+    assert (kept / "secret").read_text() == "secret"
+    assert [path.name for path in kept.iterdir()] == ["secret"]
+
+
+def test_what_systemd_has_given_to_the_daemon_is_its_own(monkeypatch):
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    assert own_directories() == []
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/netd:/var/lib/more")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/credentials/netd.service")
+    assert own_directories() == ["/var/lib/netd", "/var/lib/more", "/run/credentials/netd.service"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may have itself spared where memory is short")
+@pytest.mark.parametrize(("own", "expected"), [("-200", "0"), ("300", "300")])
+def test_a_program_is_not_spared_where_memory_is_short(own, expected):
+    code = """
+import sys, trio
+from netd.runtime.programs import launch
+
+async def main():
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write(sys.argv[1])
+    except PermissionError:
+        sys.exit(77)
+    process = await launch(["/bin/cat", "/proc/self/oom_score_adj"])
+    async for data in process.stdout:
+        sys.stdout.write(data.decode())
+    await process.wait()
+
+trio.run(main)
+"""
+    ran = subprocess.run([sys.executable, "-c", code, own], capture_output=True, text=True, check=False)
+    if ran.returncode == 77:
+        pytest.skip("root of this container may not have itself spared")
+    assert (ran.returncode, ran.stdout.strip()) == (0, expected), ran.stderr
+
+
 async def test_one_that_is_killed_where_nobody_may_wait_is_gone_all_the_same():
     # what it has started goes with it
     process = await launch(["/bin/sh", "-c", "trap '' TERM; sleep 1000 & echo $!; wait"])
@@ -77,3 +178,68 @@ async def test_one_that_is_killed_where_nobody_may_wait_is_gone_all_the_same():
     assert child != process.pid
     await trio.aclose_forcefully(process.stdout)
     await trio.aclose_forcefully(process.stderr)
+
+
+# --- what is known beforehand ----------------------------------------------------------------------------------------
+
+
+def script(path: Path, first: str = "#!/bin/sh", mode: int = 0o755) -> Path:
+    path.write_text(f"{first}\nexit 0\n")
+    path.chmod(mode)
+    return path
+
+
+def test_nothing_is_in_the_way_of_a_program_that_starts(tmp_path):
+    here = {"directory": str(tmp_path)}
+    script(tmp_path / "run")
+    assert obstacle(["/bin/sh"]) is None
+    assert obstacle(["sh"]) is None  # which PATH has
+    assert obstacle(["./run"], **here) is None  # relative to where it is started
+    assert obstacle(["run"], variables={"PATH": str(tmp_path)}) is None  # and the PATH that it is given counts
+    assert obstacle([str(script(tmp_path / "by-env", "#! /usr/bin/env sh"))]) is None
+
+
+def test_what_is_in_the_way_is_said(tmp_path):
+    file = script(tmp_path / "run", mode=0o644)
+    assert obstacle(["/nowhere/program"]) == "it is not there"
+    assert obstacle(["no-such-program-anywhere"]) == "it is not there"
+    assert obstacle(["./no-such-program"]) == "it is not there"
+    assert obstacle([str(file)]) == "it may not be executed"
+    assert obstacle([str(tmp_path)]) == "it is no program"
+    assert obstacle(["run"], variables={"PATH": f"/nowhere:{tmp_path}"}) == "it may not be executed"
+    assert obstacle(["/bin/sh"], directory="/nowhere") == "'/nowhere' is no directory"
+    assert obstacle(["/bin/sh"], directory=str(file)) == f"{str(file)!r} is no directory"
+    gone = script(tmp_path / "gone", "#!/nowhere/python3 -u")
+    assert obstacle([str(gone)]) == "its interpreter is /nowhere/python3, and it is not there"
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert obstacle([str(tmp_path / "loop")]) == "it is not there"
+
+
+@pytest.mark.skipif(why_not_nobody() is not None, reason=why_not_nobody() or "")
+def test_it_is_asked_as_whom_the_program_would_run(tmp_path):
+    for directory in (tmp_path, *tmp_path.parents[:2]):
+        directory.chmod(directory.stat().st_mode | 0o055)
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    mine = script(closed / "run")
+    link = tmp_path / "link"
+    link.symlink_to(mine)
+    nobody = account_of(str(NOBODY), "test")
+    assert obstacle([str(mine)]) is None
+    assert obstacle(["/bin/sh"], account=nobody) is None
+    assert obstacle([str(mine)], account=nobody) == f"it may not enter {closed}"
+    assert obstacle([str(link)], account=nobody) == f"it may not enter {closed}"
+    assert obstacle(["/bin/sh"], directory=str(closed), account=nobody) == f"it may not enter {closed}"
+    assert obstacle([str(script(tmp_path / "own", mode=0o700))], account=nobody) == "it may not be executed"
+    of_closed = script(tmp_path / "of-closed", f"#!{mine}")
+    why = obstacle([str(of_closed)], account=nobody)
+    assert why == f"its interpreter is {mine}, and it may not enter {closed}"
+
+
+def test_whoever_is_not_root_is_told_that_it_cannot_become_another(monkeypatch):
+    from netd.errors import PrepareFailed
+
+    other = next(entry.pw_name for entry in pwd.getpwall() if entry.pw_uid != 4242)
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    with pytest.raises(PrepareFailed, match="only root could"):
+        account_of(other, "test")

@@ -181,6 +181,8 @@ def test_what_it_reaches_and_what_not(unit):
         "the workers' socket": "allowed",
         "a setting through the control socket": "EACCES",
         "the daemon's state": "EACCES",
+        "a file in the daemon's state": "EACCES",
+        "the daemon's credentials": "EACCES",
         "the daemon's secrets": "EACCES",
         "the variables of other workers": "EACCES",
         "a home": "EACCES",
@@ -303,11 +305,18 @@ def test_a_worker_of_the_daemons_own(commanded):
     # what it could inherit it gets from no program, as none of its files has rights to give, and none gains any
     assert {application["rights"][one] for one in ("CapPrm", "CapEff", "CapAmb")} == {0}
     assert application["status"]["NoNewPrivs"] == "1"
+    # the daemon is spared where memory is short, and a program of the user's is not
+    assert commanded.sh(f"cat /proc/{found['pid']}/oom_score_adj").stdout.strip() == "0"
+    assert commanded.sh(f"cat /proc/{found['pid']}/limits").stdout.count("Max open files            1024 ") == 1
 
 
 def test_it_cannot_change_the_daemon_nor_what_the_daemon_may(commanded):
     found = json.loads(asked(commanded, "/reach")[1])
     assert found["a setting through the control socket"] != "allowed"
+    # though it has the daemon's account: a file there would be the daemon's setting after the next reload
+    assert found["a file in the daemon's state"] == "EACCES"
+    assert found["the daemon's credentials"] == "EACCES"
+    assert found["write to /tmp"] == "allowed"
     assert found["a raw socket"] == "EPERM"
     assert found["a packet socket"] == "EPERM"
     assert found["write to /etc"] == "EROFS"

@@ -43,6 +43,8 @@ def reach() -> dict[str, str]:
         "the workers' socket": outcome(lambda: connect("/run/netd/worker.sock")),
         "a setting through the control socket": outcome(change_something),
         "the daemon's state": outcome(lambda: os.listdir("/var/lib/netd")),
+        "a file in the daemon's state": outcome(lambda: write("/var/lib/netd/attempt")),
+        "the daemon's credentials": outcome(lambda: read_all("/run/credentials/netd.service")),
         "the daemon's secrets": outcome(lambda: os.listdir("/etc/netd/credentials")),
         "the variables of other workers": outcome(lambda: os.listdir("/etc/netd/workers")),
         "a home": outcome(lambda: os.listdir("/root")),
@@ -84,6 +86,12 @@ def write(path: str) -> None:
     with open(path, "w"):
         pass
     os.unlink(path)
+
+
+def read_all(directory: str) -> None:
+    for name in os.listdir(directory):
+        with open(f"{directory}/{name}") as file:
+            file.read()
 
 
 def slow() -> str:

@@ -282,20 +282,51 @@ def test_a_handler_is_one_function():
         worker.session_opened(None)
     with pytest.raises(ValueError, match="threads=0"):
         Worker(threads=0)
+    with pytest.raises(ValueError, match="tasks=2000000"):
+        Worker(tasks=2_000_000)
+    for name in ("", "x" * 129):
+        with pytest.raises(ValueError, match="a name has 1 to 128 characters"):
+            Worker(name)
+
+
+@pytest.mark.parametrize(
+    ("register", "function", "called"),
+    [
+        ("http_request", lambda: None, r"http_request\(request\): too many"),
+        ("session_opened", lambda session, data: None, r"session_opened\(session\): missing .*'data'"),
+        ("message", lambda session, data: None, r"message\(session, data, token\): too many"),
+        ("session_closed", lambda session, *, token: None, r"session_closed\(session, token\): too many"),
+    ],
+)
+def test_what_cannot_be_called_as_a_handler_is_told_before_there_is_a_client(register, function, called):
+    worker = Worker()
+    with pytest.raises(TypeError, match=f"cannot use .* for {register}: it is called as {called}"):
+        getattr(worker, register)(function)
+    assert not worker.handlers
+
+
+def test_a_handler_may_take_more_than_it_is_given():
+    worker = Worker()
+    worker.message(lambda *arguments: None)
+    worker.session_closed(lambda session, token, more=1, **others: None)
+    worker.session_opened(print)
+    assert set(worker.handlers) == {"message", "session_closed", "session_opened"}
 
 
 def test_kinds_of_functions():
     class Callable:
         async def __call__(self, request): ...
 
-    async def coroutine(request): ...
+    async def coroutine(first, request): ...
 
     def kind(function):
         worker = Worker()
         worker.http_request(function)
         return worker.handlers["http_request"].blocking
 
-    assert not kind(coroutine)
+    async def alone(request): ...
+
+    assert not kind(alone)
     assert not kind(partial(coroutine, 1))
     assert not kind(Callable())
     assert kind(lambda request: None)

@@ -29,7 +29,7 @@ other = Worker("its own name")
 
 @worker.message
 def message(session, data, token):
-    print("got", data, flush=True)
+    print("got", data)
     if data == "block":  # the event loop, until the watchdog has missed a beat
         trio.from_thread.run_sync(time.sleep, 0.3, trio_token=worker.running.token)
     if data == "hang":
@@ -137,9 +137,19 @@ def test_check_says_what_it_handles(app, monkeypatch, capsys):
     ("argv", "why"),
     [
         ([], "cannot run nothing: name a module"),
-        (["x", "--threads", "0"], "argument --threads"),
-        (["x", "--threads", "many"], "argument --threads"),
-        (["x", "--drain", "x"], "argument --drain"),
+        (
+            ["x", "--threads", "0"],
+            "--threads: cannot use '0': write 1 to 4096 (NETD_WORKER_THREADS is the same)",
+        ),
+        (
+            ["x", "--tasks", "many"],
+            "--tasks: cannot use 'many': write 1 to 4096 (NETD_WORKER_TASKS is the same)",
+        ),
+        (
+            ["x", "--drain", "x"],
+            "--drain: cannot use 'x': write seconds from 0 to 86400 (NETD_WORKER_DRAIN is",
+        ),
+        (["x", "--name", "x" * 129], "write 1 to 128 characters (NETD_WORKER_NAME is the same)"),
         (["x", "--wrong"], "unrecognized arguments: --wrong"),
     ],
 )
@@ -157,6 +167,12 @@ def test_a_drain_that_is_no_time_is_wrong_usage(drain, monkeypatch):
     with pytest.raises(SystemExit) as caught:
         main(["netd.worker.examples.chat", "--check"])
     assert caught.value.code == 64
+
+
+def test_a_variable_that_is_empty_is_not_set(monkeypatch, capsys):
+    for name in ("DIRECTORY", "SOCKET", "NAME", "THREADS", "TASKS", "DRAIN"):  # as a file of variables may have them
+        monkeypatch.setenv(f"NETD_WORKER_{name}", "")
+    assert main(["netd.worker.examples.chat", "--check"]) == 0
 
 
 def test_a_directory_that_is_not_there(tmp_path, capsys):
@@ -185,6 +201,7 @@ async def test_sigterm_leaves_in_order(app, daemon, tmp_path, how):
         await link.known("a")
         n = await link.message("a", "x")
         assert (await link.heard(wire.Send)).data == "x"
+        assert "got x\n" in log.read_text()  # what a program prints is not kept back
         await link.done(n)
         process.send_signal(signal.SIGTERM)
         await link.heard(wire.Leave)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 import threading
 
+import msgspec
 import pytest
 import trio
 import trio.lowlevel
 
 from netd.errors import DaemonUnreachable, ProtocolError, RequestFailed, VersionMismatch
 from netd.wire import workers as wire
+from netd.wire.framing import frame
 from netd.worker import Worker, running, serve
 from netd.worker.link import Link
+from tests.support.accounts import why_not_nobody
 from tests.support.workerdaemon import PATIENCE, WELCOME, scripted_daemon, working
 
 
@@ -120,6 +127,33 @@ async def test_stopping_waits_for_the_drain_and_no_longer(daemon, caplog, autoju
         blocked.set()
 
 
+@pytest.mark.parametrize("kind", ["message", "http_request"])
+async def test_what_fails_as_it_is_cut_off_is_logged_and_goes_no_further(daemon, caplog, kind):
+    worker = Worker()
+
+    async def fail_at_the_end():
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise RuntimeError("cannot clean up")
+
+    async def handle(*arguments):
+        async with trio.open_nursery() as nursery:  # which raises a group: this error, and the cancellation
+            nursery.start_soon(fail_at_the_end)
+            nursery.start_soon(trio.sleep_forever)
+
+    getattr(worker, kind)(handle)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: serve(worker, daemon.path, drain=0))
+        link = await daemon.accept()
+        await link.known("a")
+        await (link.message("a", "x") if kind == "message" else link.request())
+        await connected(worker)
+        worker.stop()
+    assert "cannot clean up" in caplog.text
+    assert f"the {kind} handler has failed" in caplog.text
+
+
 @pytest.mark.parametrize("when", ["the connection is gone", "it goes later"])
 async def test_stopping_without_a_connection_lets_what_runs_end(daemon, when, caplog):
     worker, arrived, go, ended = Worker(), trio.Event(), trio.Event(), []
@@ -202,6 +236,7 @@ BROKEN = {
     "no message": b"\x00\x00\x00\x01\xc1",
     "an event before the welcome": wire.encode(wire.Ping(n=1)),
     "another version": wire.encode(wire.Welcome(2, 1, "netd", "9", 2**20, 5, 10, 30, 60, 16)),
+    "another version of another shape": frame(msgspec.msgpack.encode({"type": "welcome", "version": 9, "worker": "x"})),
     "two welcomes": wire.encode(WELCOME) * 2,
     "a number left out": wire.encode(WELCOME) + wire.encode(wire.SessionOpened(2, STATE)),
     "a number twice": wire.encode(WELCOME) + wire.encode(wire.SessionOpened(1, STATE)) * 2,
@@ -352,6 +387,61 @@ async def test_what_is_cancelled_before_it_has_a_thread_never_begins(daemon, cap
 async def test_a_daemon_that_does_not_greet_is_given_up(daemon, autojump_clock):
     with pytest.raises(DaemonUnreachable, match="nothing was answered within 15 s"):
         await Link.open(daemon.path, wire.Hello(1, "x", 1, []))
+
+
+async def test_a_daemon_of_a_version_with_other_words_is_known_as_one(daemon):
+    words = {"type": "welcome", "version": 9, "welcome": ["to", "the", "future"]}
+    with pytest.RaisesGroup(pytest.RaisesExc(VersionMismatch, match="it speaks version 9 of the worker protocol")):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, Worker(), daemon.path)
+            link = await daemon.connected()
+            await link.stream.send_all(frame(msgspec.msgpack.encode(words)))
+
+
+async def test_another_socket_than_that_for_workers_is_said_to_be_one(daemon):
+    with pytest.RaisesGroup(pytest.RaisesExc(ProtocolError, match=r"not its socket for workers \(\[worker\] socket\)")):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, Worker(), daemon.path)
+            link = await daemon.connected()
+            await link.stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")  # the control socket's
+
+
+@pytest.mark.skipif(why_not_nobody() is not None, reason=why_not_nobody() or "")
+def test_who_may_not_use_the_socket_is_told_what_would_help(tmp_path):
+    tmp_path.chmod(0o755)
+    path, closed = tmp_path / "worker.sock", tmp_path / "closed"
+    code = """
+import grp, os, sys, trio
+from pathlib import Path
+from netd.wire.workers import Hello
+from netd.worker.link import Link
+from netd.errors import DaemonUnreachable
+os.chdir("/")
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+for path in sys.argv[1:]:
+    try:
+        trio.run(Link.open, Path(path), Hello(1, "x", 1, []))
+    except DaemonUnreachable as error:
+        print(error)
+"""
+    for directory in tmp_path.parents[:2]:
+        directory.chmod(directory.stat().st_mode | 0o055)
+    closed.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+        sock.listen()
+        said = []
+        for gid in (0, 4242):
+            os.chown(path, 0, gid)
+            path.chmod(0o660)
+            argv = [sys.executable, "-c", code, str(path), str(closed / "worker.sock")]
+            said += subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert "the socket belongs to group root: have [worker] group name another one" in said[0]
+    assert f"it may not enter {closed}" in said[1]
+    assert "join group 4242 (usermod -aG 4242 ACCOUNT" in said[2]
+    assert all(line.startswith("cannot use ") for line in said)
 
 
 async def test_a_path_that_no_socket_can_have(tmp_path):

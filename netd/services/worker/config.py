@@ -71,7 +71,7 @@ class WorkerConfig(Section):
     mode: int = fixed(0o660, ge=0, le=0o777)
     """Permissions of the socket file."""
     users: list[Account] = live([], max_length=64)
-    """Accounts that may be workers, besides root and the daemon's own. Empty: whoever may open the socket."""
+    """Accounts that may be workers, besides root, the daemon's own and `user`. Empty: whoever may open the socket."""
 
     # workers that the daemon starts
     command: Annotated[list[Word], AfterValidator(_command)] = replace([], max_length=256)
@@ -82,7 +82,9 @@ class WorkerConfig(Section):
     user: Account | None = replace(None)
     """The account that they run as, where the daemon is root and could change it (and then there has to be one). None:
     the daemon's own. As a service, the daemon then gives that account no access to the control socket, unless
-    control.users or control.content_users names it; by hand, its workers may do what you may."""
+    control.users or control.content_users names it, and keeps its workers from its state and its credentials, where the
+    kernel has Landlock (Debian's has); what is put beside those directories later they see once they are started again.
+    Code that is not to be trusted runs better as netd-worker@.service. By hand, its workers may do what you may."""
     directory: Path = replace(Path("/"))
     """Their working directory."""
     environment: Annotated[dict[str, str], AfterValidator(_environment)] = replace(default_factory=dict, max_length=64)

@@ -25,7 +25,7 @@ import structlog
 import trio
 
 from netd.budget import Bucket
-from netd.runtime.programs import DEATH, how, launch, reap, signal_group
+from netd.runtime.programs import DEATH, how, launch, own_directories, reap, signal_group
 
 if TYPE_CHECKING:
     from netd.runtime.programs import Account
@@ -142,6 +142,7 @@ class Programs:
                 variables={**config.environment, "NETD_WORKER_SOCKET": str(config.socket)},
                 directory=str(config.directory),
                 account=self._account,
+                hidden=own_directories(),
             )
         except OSError as error:
             return f"cannot be started: {(error.strerror or str(error)).lower()}"

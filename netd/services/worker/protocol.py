@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from netd.errors import ProtocolError
 from netd.wire.framing import TOO_LARGE, FrameDecoder, FrameLimits
-from netd.wire.workers import VERSION, Goodbye, Hello, Ping, Pong, decode_from_worker, encode
+from netd.wire.workers import VERSION, Goodbye, Hello, Ping, Pong, decode_from_worker, encode, version_of
 
 if TYPE_CHECKING:
     from netd.services.worker.config import WorkerConfig
@@ -53,7 +53,7 @@ class Conversation:
             return found
         try:
             for payload in self._decoder.receive(data):
-                message = decode_from_worker(payload)
+                message = self._read(payload)
                 if isinstance(message, Pong):
                     self._answered(message)
                 elif self._takes(message):
@@ -90,6 +90,14 @@ class Conversation:
         self._next_ping += 1
         self._pinged = now
         return ping
+
+    def _read(self, payload: bytes) -> FromWorker:
+        try:
+            return decode_from_worker(payload)
+        except ProtocolError:
+            if self.hello is None and (version := version_of(payload)) != VERSION:
+                return Hello(version, "worker", 0, [])  # which is all that there is to say of it
+            raise
 
     def _takes(self, message: FromWorker) -> bool:
         """False: it is the end, and `fault` says why. Raises ProtocolError."""

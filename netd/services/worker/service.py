@@ -21,7 +21,6 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-import shutil
 import time
 from contextlib import suppress
 from functools import partial
@@ -33,7 +32,7 @@ import trio
 from netd.errors import NotFound, PrepareFailed
 from netd.hub.seams import Echo
 from netd.net.http import ends_of
-from netd.runtime.programs import account_of
+from netd.runtime.programs import account_of, obstacle
 from netd.runtime.service import ServiceType, refusals
 from netd.section import Listen
 from netd.services.worker.config import WorkerConfig
@@ -171,15 +170,39 @@ def runnable(config: WorkerConfig) -> Account | None:
     program = config.command[0]
     if config.socket is None:
         raise PrepareFailed("worker", f"cannot start {program!r}: there is no socket for workers (worker.socket)")
-    if shutil.which(program) is None:
-        raise PrepareFailed("worker", f"cannot start {program!r}: it is not there, or no program (worker.command)")
-    if not config.directory.is_dir():
-        raise PrepareFailed("worker", f"cannot start {program!r} in {str(config.directory)!r}: it is no directory")
+    account = None
     if config.user is not None:
-        return account_of(config.user, "worker", group=config.group)
-    if os.geteuid() == 0:
-        raise PrepareFailed("worker", "cannot start a worker as root, who may control the daemon: set worker.user")
-    return None
+        account = account_of(config.user, "worker", group=config.group)
+    elif os.geteuid() == 0:
+        why = "set worker.user, or ask as the account that the daemon runs as"
+        raise PrepareFailed("worker", f"cannot start a worker as root, who may control the daemon: {why}")
+    variables, directory = config.environment, str(config.directory)
+    why_not = obstacle(config.command, variables=variables, directory=directory, account=account)
+    if why_not is not None:
+        whom = "" if account is None else f" as {account.name!r} (worker.user)"
+        raise PrepareFailed(
+            "worker",
+            f"cannot start {program!r} in {directory!r}{whom}: {why_not}; change worker.command or worker.directory, "
+            f"or let {'the daemon' if account is None else 'that account'} use them",
+        )
+    if account is not None and not _may_connect(config, account):
+        raise PrepareFailed(
+            "worker",
+            f"cannot start {program!r} as {account.name!r} (worker.user): it could not connect to "
+            f"{str(config.socket)!r}; have that belong to a group whose members may write (worker.group, worker.mode)",
+        )
+    return account
+
+
+def _may_connect(config: WorkerConfig, account: Account) -> bool:
+    """Whether the socket will let it in. Blocks."""
+    if account.uid in (0, os.geteuid()) or config.mode & 0o002:
+        return True
+    try:
+        gid = os.getegid() if config.group is None else _gid(config.group)
+    except KeyError:
+        gid = os.getegid()
+    return gid in account.groups and bool(config.mode & 0o020)
 
 
 def check(config: WorkerConfig) -> Iterator[ConfigProblem]:
@@ -201,6 +224,8 @@ class WorkerService:
         self._progress = trio.lowlevel.ParkingLot()
         """Whoever waits for workers to do something, or to go."""
         self._programs = Programs(config, prepared.account, context)
+        self._own = {0, os.geteuid()} | ({prepared.account.uid} if prepared.account is not None else set())
+        """Accounts that may always be workers."""
 
     # --- the Service protocol ---
 
@@ -341,7 +366,7 @@ class WorkerService:
 
     async def _allowed(self, uid: int) -> bool:
         users = self._config.users
-        if not users or uid in (0, os.geteuid()):
+        if not users or uid in self._own:
             return True
         return uid in await trio.to_thread.run_sync(_uids, tuple(users), abandon_on_cancel=True)
 
@@ -424,11 +449,16 @@ def _has_its_group(config: WorkerConfig) -> bool:
     if group is None or path is None:
         return True
     try:
-        return path.stat().st_gid == (int(group) if group.isdigit() else grp.getgrnam(group).gr_gid)
+        return path.stat().st_gid == _gid(group)
     except KeyError:
         return "group" not in config.model_fields_set
     except OSError:
         return False
+
+
+def _gid(group: str) -> int:
+    """KeyError: there is no such group. Blocks."""
+    return int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
 
 
 def _uids(accounts: tuple[str, ...]) -> set[int]:

@@ -12,8 +12,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from netd.errors import ControlError, Denied
+from netd.hub.orders import copy, hear, session_of, set_token
 from netd.hub.permissions import Refusal, valid
-from netd.hub.seams import Letter, application_event
+from netd.hub.seams import Letter, Order, application_event
 from netd.services.worker.seats import describe
 from netd.wire.workers import (
     Answer,
@@ -73,8 +74,7 @@ class Verbs:
             refuse(error)
 
     def _session(self, id: str) -> Session | None:
-        session = self._hub.sessions.get(id)
-        return None if session is None or session.internal or session.closing else session
+        return session_of(self._hub, id)
 
     def _may_be_elsewhere(self, id: str) -> bool:
         """Another machine may have a session of this id."""
@@ -107,24 +107,41 @@ class Verbs:
 
     def _subscribe(self, verb: Subscribe, answer: Answers, refuse: Refuse) -> None:
         session = self._session(verb.session)
-        answer(session is not None and self._hear(session, verb.channel))
-
-    def _hear(self, session: Session, channel: bytes) -> bool:
-        """Whether it did not before. Raises Refusal."""
-        if session.channels is not None and channel in session.channels:
-            return False
-        self._hub.subscribe(session, channel, checked=False)
-        return session.channels is not None and channel in session.channels
+        if session is not None:
+            answer(hear(self._hub, session, verb.channel))
+        else:
+            self._carry(Order("subscribe", verb.session, valid(verb.channel)), answer)
 
     def _unsubscribe(self, verb: Unsubscribe, answer: Answers, refuse: Refuse) -> None:
         session = self._session(verb.session)
-        answer(session is not None and self._hub.unsubscribe(session, verb.channel))
+        if session is not None:
+            answer(self._hub.unsubscribe(session, verb.channel))
+        else:
+            self._carry(Order("unsubscribe", verb.session, verb.channel), answer)
+
+    def _carry(self, order: Order, answer: Answers) -> None:
+        """To the machine that has the session, if one has it. Answer whether that has changed anything."""
+        if order.session is not None and self._may_be_elsewhere(order.session):
+            self._hub.backplane.carry(order, lambda count: answer(count > 0))
+        else:
+            answer(False)
 
     def _copy(self, verb: CopySubscriptions, answer: Answers, refuse: Refuse) -> None:
-        place = self._hub.place(valid(verb.source))
-        valid(verb.target)
-        hearers = [] if place is None else [*place.subscribers, *(getattr(place, "waiting", None) or ())]
-        answer(sum(self._hear(each, verb.target) for each in hearers if not each.internal and not each.closing))
+        order = Order("copy", None, valid(verb.source), valid(verb.target))
+        here = 0
+
+        def arrived(count: int) -> None:
+            if refused is None:
+                answer(here + count)
+            else:
+                refuse(refused)
+
+        refused = None
+        try:
+            here = copy(self._hub, verb.source, verb.target)
+        except Refusal as error:
+            refused = error  # of some; the others are to hear it on every machine
+        self._hub.backplane.carry(order, arrived)
 
     def _copy_session(self, verb: CopySession, answer: Answers, refuse: Refuse) -> None:
         source, target = self._session(verb.source), self._session(verb.target)
@@ -134,22 +151,12 @@ class Verbs:
 
     def _set_token(self, verb: SetToken, answer: Answers, refuse: Refuse) -> None:
         session = self._session(verb.session)
-        if session is not None:
-            session.application_token = verb.token or None
-            self._grant(session, verb.token or b"")
-            self._pool.state_changed(session)
-        answer(session is not None)
-
-    def _grant(self, session: Session, token: bytes) -> None:
-        """Where it is one of the hub's tokens, the session has what that permits."""
-        if not token.isascii() or not token:
+        if session is None:
+            self._carry(Order("token", verb.session, verb.token or b""), answer)
             return
-        try:
-            grants = self._hub.resolve(token.decode())
-        except Denied:
-            return  # the application's own
-        self._hub.tag(session, grants=grants)
-        self._hub.revoke_subscriptions(session)
+        set_token(self._hub, session, verb.token or b"")
+        self._pool.state_changed(session)
+        answer(True)
 
     def _close(self, verb: CloseSession, answer: Answers, refuse: Refuse) -> None:
         session = self._session(verb.session)

@@ -111,6 +111,20 @@ async def test_copying_a_channel_adds_its_hearers_to_another(house, worker):
     assert carol.session.channels == {b"public:other"}
 
 
+async def test_one_who_may_hear_no_more_keeps_nobody_else_from_a_copy(house, worker):
+    full, free = house.person(), house.person()
+    for person in (full, free):
+        person.hear(ROOM)
+    for number in range(house.hub.config.max_subscriptions - 1):
+        full.hear(b"%s:%d" % (ROOM, number))
+    refused = await worker.ask(CopySubscriptions, source=ROOM, target=b"public:other")
+    assert (refused.code, "max_subscriptions" in refused.message) == ("too-many", True)
+    assert b"public:other" in free.session.channels
+    assert b"public:other" not in full.session.channels
+    assert await worker.ask(Unsubscribe, session=full.session.id, channel=ROOM) is True
+    assert await worker.ask(CopySubscriptions, source=b"public:other", target=ROOM) == 0
+
+
 async def test_copying_a_session_is_a_union(house, worker):
     alice, bob = house.person(), house.person()
     alice.hear(ROOM)

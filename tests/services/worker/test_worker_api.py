@@ -15,6 +15,7 @@ from netd.services.worker.notices import Joined, Left
 from netd.services.worker.views import ProgramView, WorkerSnapshot, WorkerView
 from netd.settings import Settings
 from tests.services.worker.lab import eventually, serving
+from tests.support.accounts import NOBODY, why_not_nobody
 
 
 def test_the_client_calls_everything_what_the_daemon_does():
@@ -108,6 +109,13 @@ def test_a_configuration_that_cannot_be_is_refused_by_name(config, why):
 def test_the_socket_is_beside_the_control_socket(control, worker):
     settings = Settings.embedded({"control": {"socket": control}, "worker": {}})
     assert (settings.worker.socket and str(settings.worker.socket)) == worker
+
+
+@pytest.mark.skipif(why_not_nobody() is not None, reason=why_not_nobody() or "")
+async def test_a_group_may_be_a_number(tmp_path):
+    async with serving(tmp_path, group=str(NOBODY)) as house:
+        assert (tmp_path / "worker.sock").stat().st_gid == NOBODY
+        assert not house.health.warnings()
 
 
 async def test_a_group_that_is_asked_for_and_not_there_is_a_warning(tmp_path):

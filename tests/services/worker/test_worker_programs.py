@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import signal
 import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -194,17 +195,54 @@ async def test_those_of_a_service_that_is_cancelled_are_reaped(tmp_path):
 @pytest.mark.parametrize(
     ("config", "why"),
     [
-        ({"command": ["/nowhere/program"]}, "cannot start '/nowhere/program': it is not there"),
-        ({"command": PROGRAM, "directory": "/nowhere"}, "it is no directory"),
+        ({"command": ["/nowhere/program"]}, "cannot start '/nowhere/program' in '/'"),
+        ({"command": ["/nowhere/program"]}, ": it is not there; change worker.command"),
+        ({"command": PROGRAM, "directory": "/nowhere"}, "'/nowhere' is no directory"),
+        ({"command": ["program"], "environment": {"PATH": "/nowhere"}}, "it is not there"),
         ({"command": PROGRAM, "user": "nobody-at-all"}, "there is no such account"),
         ({"command": PROGRAM, "socket": None, "user": "0"}, "there is no socket for workers"),
     ],
 )
 async def test_what_cannot_be_started_is_told_beforehand(tmp_path, config, why):
-    worker = WorkerConfig(**{"socket": tmp_path / "worker.sock", **config})
+    # a daemon that is root has to say as whom
+    worker = WorkerConfig(**{"socket": tmp_path / "worker.sock", "user": OWN["user"], **config})
     [problem] = await trio.to_thread.run_sync(lambda: list(check(worker)))
     assert why in problem.message
     assert problem.path == "command"
+
+
+@pytest.mark.skipif(why_not_nobody() is not None, reason=why_not_nobody() or "")
+async def test_an_account_that_cannot_run_the_program_is_told_beforehand_with_what_is_in_its_way(tmp_path):
+    tmp_path.chmod(0o700)
+    program = tmp_path / "program"
+    program.symlink_to("/bin/sh")
+    worker = WorkerConfig(socket=tmp_path / "worker.sock", command=[str(program)], user=str(NOBODY))
+    [problem] = await trio.to_thread.run_sync(lambda: list(check(worker)))
+    assert problem.path == "command"
+    name = pwd.getpwuid(NOBODY).pw_name
+    assert f"cannot start {str(program)!r} in '/' as {name!r} (worker.user): it may not enter" in problem.message
+    assert "let that account use them" in problem.message
+    worker = worker.model_copy(update={"command": ["/bin/sh"], "directory": tmp_path})
+    with pytest.raises(PrepareFailed, match="it may not enter"):
+        await trio.to_thread.run_sync(runnable, worker)
+
+
+@pytest.mark.skipif(why_not_nobody() is not None, reason=why_not_nobody() or "")
+async def test_an_account_that_could_not_open_the_socket_is_told_beforehand(tmp_path):
+    def why(**config: Any) -> str | None:
+        base = {"socket": tmp_path / "worker.sock", "command": ["/bin/sh"], "user": str(NOBODY)}
+        try:
+            runnable(WorkerConfig(**{**base, **config}))
+        except PrepareFailed as error:
+            return str(error)
+        return None
+
+    assert "could not connect to" in (why(group=None) or "")
+    assert "(worker.group, worker.mode)" in (why(group="no-such-group-here") or "")
+    assert "could not connect to" in (why(group="0", mode=0o600) or "")
+    assert why(group=None, mode=0o666) is None
+    assert why(group="0") is None  # the program is in it
+    assert why(group=None, user="0") is None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, who may not start workers as itself unasked")
@@ -238,7 +276,8 @@ async def test_the_daemons_own_runs_as_whom_root_says(tmp_path):
         "import os, socket; sock = socket.socket(socket.AF_UNIX); sock.connect(os.environ['NETD_WORKER_SOCKET']);"
         f"sock.sendall(bytes.fromhex('{encode(Hello(1, 'as', 1, [])).hex()}')); sock.recv(1); sock.recv(1 << 20)"
     )
-    own = {"command": ["/usr/bin/python3", "-c", code], "user": str(NOBODY), "mode": 0o666}
+    # whoever else may be one, it may
+    own = {"command": ["/usr/bin/python3", "-c", code], "user": str(NOBODY), "mode": 0o666, "users": ["root"]}
     async with serving(tmp_path, **own) as house:
         await working(house)
         assert house.service.workers()[0].uid == NOBODY

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.msgpack import encode as msgpack
 
 from netd.services.worker.config import WorkerConfig
 from netd.services.worker.protocol import Conversation
@@ -73,6 +74,11 @@ def test_what_came_before_a_fault_counts():
         (encode(Leave()), "invalid"),
         (encode(Pong(1)), "invalid"),
         (encode(Hello(9, "x", 1, [])), "version"),
+        (frame(msgpack({"type": "hello", "version": 9})), "version"),  # of a shape that only version 9 knows
+        (frame(msgpack({"type": "hello", "version": 9, "name": 7, "handlers": {"future": True}})), "version"),
+        (frame(msgpack({"type": "hello", "version": 1})), "invalid"),
+        (frame(msgpack({"type": "hello", "version": "nine"})), "invalid"),
+        (frame(msgpack({"type": "send", "version": 9})), "invalid"),
         (frame(b"x" * 17_000), "too-large"),
     ],
 )
