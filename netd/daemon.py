@@ -210,6 +210,7 @@ class Daemon:
                 metrics=self.metrics,
                 directory=self.settings.state_directory,
                 backplane=self.settings.backplane,
+                listening=lambda: [each for name in ("broker", "framed", "trace") for each in self.addresses(name)],
             )
             await self._messaging.restore()
             self.tracer = Tracer()

@@ -33,7 +33,7 @@ from netd.hub.tokens import Tokens, secret_files
 from netd.net.reactor import Reactor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from prometheus_client import Metric
@@ -105,14 +105,17 @@ class Messaging:
         metrics: Metrics,
         directory: Path | None,
         backplane: BackplaneConfig | None = None,
+        listening: Callable[[], Iterable[str]] = tuple,
     ) -> None:
-        """`directory` is where what the hub remembers is kept; None: nowhere. `backplane` is needed for "redis"."""
+        """`directory` is where what the hub remembers is kept; None: nowhere. `backplane` is needed for "redis";
+        `listening`: the addresses that clients connect to."""
         self._revoked_elsewhere = trio.Event()
         plane = None
         if config.backplane == "redis":
             if backplane is None:
                 raise ValueError("cannot make a hub over Redis without its configuration")
-            plane = RedisBackplane(backplane, host=socket.gethostname(), version=version, monotonic=trio.current_time)
+            host, clock = socket.gethostname(), trio.current_time
+            plane = RedisBackplane(backplane, host=host, version=version, monotonic=clock, listening=listening)
             plane.on_revoked = lambda: self._revoked_elsewhere.set()
         self.hub = Hub(config, clock=time.time, server="netd", version=version, tokens=tokens, backplane=plane)
         self.reactor = Reactor()

@@ -13,8 +13,9 @@ from netd.net.rest import Read
 
 
 class NodeView(BaseModel):
-    """A node. `queue`: its messages that wait for Redis; `lag_ms`: how long Redis took for its last heartbeat;
-    `seen`: when it said all this, in seconds since the epoch, by its own clock. `here`: this one."""
+    """A node. `node`: its name and an id of its run; `address`: where clients find it. `queue`: its messages that wait
+    for Redis; `lag_ms`: how long Redis took for its last heartbeat; `seen`: when it said all this, in seconds since the
+    epoch, by its own clock. `here`: this one."""
 
     node: str
     name: str

@@ -6,7 +6,8 @@ Rules:
 - a message of a channel without history is delivered here at once, always; one with a history when it comes back from
   Redis with its offset, so that all machines deliver in one order;
 - who hears a channel is told where this machine is in it, which may be behind Redis: what is between follows;
-- after a time without Redis those that heard messages without offsets are told where they are (Ok without `ref`). If
+- after a time without Redis those that heard messages without offsets are told where they are (Ok without `ref`), but
+  for a channel that has another epoch now: something may be lost, and they see that by its next message. If
   one of them leaves before, or shortly after as that may not have reached it, who comes back to this machine from a
   place before such messages is told that it may have missed something: nobody knows which of them it had. (On another
   machine it may hear them twice.)
@@ -36,6 +37,10 @@ PAGE = 500
 """Messages of one page, when a channel is brought level."""
 PAGE_BYTES = 8 * 2**20
 """Bytes of one page, about; a recovery that takes more fails."""
+EMPTY = 3600
+"""Seconds that Redis remembers a channel in which nothing was said, if nobody renews that."""
+QUIET = 500
+"""Channels of one call that renews it."""
 _NOWHERE = "-"
 """The epoch of a place before everything: no channel has it."""
 
@@ -116,7 +121,8 @@ class Channels(Desk):
             if found is None:
                 answer(None)
                 return
-            now = self.tracks.settle(channel, found[0], found[1])
+            epoch, newest, _, line = found
+            now = self.tracks.settle(channel, epoch, newest, line)
             answer(None if now.epoch is None else Position(now.epoch, now.offset))
 
         self._ask_history(channel, None, 0, arrived)
@@ -126,6 +132,11 @@ class Channels(Desk):
         for channel in self.tracks.missed():
             self._fetch(channel)
 
+    @property
+    def unsettled(self) -> bool:
+        """There is something for `settle`."""
+        return bool(self._level)
+
     def settle(self) -> None:
         """Nothing more has come for now: tell who heard messages without offsets where they are."""
         while self._level:
@@ -133,7 +144,8 @@ class Channels(Desk):
             track = self.tracks.get(channel)
             if track is not None and track.epoch is not None:
                 track.loose, track.levelled = False, self._monotonic()
-                self._tell_place(channel, track.epoch, track.offset)
+                if not track.renewed:
+                    self._tell_place(channel, track.epoch, track.offset)
 
     # --- what comes and goes ---
 
@@ -209,11 +221,15 @@ class Channels(Desk):
 
     def _level_before(self, channel: bytes, epoch: str | None, offset: int) -> None:
         """A message is about to be delivered: its offset follows, or its subscribers would think they missed some."""
+        track = self.tracks.get(channel)
         if epoch is not None and channel in self._level:
             self._level.discard(channel)
-            if (track := self.tracks.get(channel)) is not None:
+            if track is not None:
                 track.loose, track.levelled = False, self._monotonic()
-            self._tell_place(channel, epoch, offset - 1)
+            if track is None or not track.renewed:
+                self._tell_place(channel, epoch, offset - 1)
+        if epoch is not None and track is not None:
+            track.renewed = False  # this message tells
 
     def _tell_place(self, channel: bytes, epoch: str, offset: int) -> None:
         self._hub.level(channel, Ok(**channel_fields(channel), epoch=epoch, offset=offset))
@@ -223,19 +239,22 @@ class Channels(Desk):
         if track is None or (track.epoch is None and not track.unplaced):
             return
         since = Position(track.epoch or _NOWHERE, track.offset)
+        track.asked += 1
+        number = track.asked
 
         def arrived(result: Any) -> None:
-            found = None if result is None else self._read_page(channel, result)
-            if found is None:
-                if self.online and (again := self.tracks.get(channel)) is not None:
-                    again.fetching = False
+            if self.tracks.get(channel) is not track or track.asked != number:
                 return
-            self._took(channel, *found)
+            found = None if result is None else self._read_page(channel, result)
+            if found is not None:
+                self._took(channel, *found)
+            elif self.online:
+                track.fetching = False
 
-        self._push(self._history_call(channel, since, PAGE, arrived))
+        self._push(self._history_call(channel, since, PAGE, arrived, track.line))
 
-    def _took(self, channel: bytes, epoch: str, newest: int, kept: list[Kept]) -> None:
-        fetched = self.tracks.page(channel, epoch, newest, kept, self.node)
+    def _took(self, channel: bytes, epoch: str, newest: int, kept: list[Kept], line: str) -> None:
+        fetched = self.tracks.page(channel, epoch, newest, kept, self.node, line)
         self.figures.missed += fetched.lost
         self.figures.fetched += len(fetched.new)
         for each in fetched.new:
@@ -256,12 +275,25 @@ class Channels(Desk):
     def _renew(self, channel: bytes) -> None:
         self._push(Call("renew", [self._prefix + b"c:" + channel], [seed()], ignore))
 
+    def _empty(self) -> int:
+        """Seconds that Redis remembers a channel in which nothing was said: anybody may make one by listening."""
+        return min(EMPTY, round(self.config.remember))
+
+    def _last_quiet(self) -> None:
+        """Have Redis remember the channels that are heard here and in which nothing was said."""
+        quiet = [name for name, track in self.tracks.items() if track.epoch is not None and not track.offset]
+        for start in range(0, len(quiet), QUIET):
+            keys = [self._prefix + b"c:" + name for name in quiet[start : start + QUIET]]
+            self._push(Call("quiet", keys, [self._empty()], ignore))
+
     # --- histories ---
 
     def _ask_history(self, channel: bytes, since: Position | None, limit: int, answer: Callable[[Any], None]) -> None:
         self._question(self._history_call(channel, since, limit, answer))
 
-    def _history_call(self, channel: bytes, since: Position | None, limit: int, answer: Callable[[Any], None]) -> Call:
+    def _history_call(
+        self, channel: bytes, since: Position | None, limit: int, answer: Callable[[Any], None], line: str = ""
+    ) -> Call:
         rules = self._rules(channel)
         keys = [self._prefix + b"era", self._prefix + b"c:" + channel, self._prefix + b"h:" + channel]
         arguments: list[Any] = [
@@ -271,16 +303,17 @@ class Channels(Desk):
             round(rules.history_seconds * 1000),
             PAGE_BYTES,
             limit,
+            self._empty(),
         ]
         if since is not None:
-            arguments += [since.epoch, since.offset]
+            arguments += [since.epoch, since.offset, line]
         return Call("history", keys, arguments, answer)
 
-    def _read_page(self, channel: bytes, result: Any) -> tuple[str, int, list[Kept]] | None:
-        """(epoch, newest offset, messages), of which those that make no sense are left out."""
+    def _read_page(self, channel: bytes, result: Any) -> tuple[str, int, list[Kept], str] | None:
+        """(epoch, newest offset, messages, line), of which messages that make no sense are left out."""
         try:
-            epoch, newest = result[0].decode("ascii"), int(result[1])
-            pairs = list(zip(result[2::2], result[3::2], strict=True))
+            epoch, newest, line = result[0].decode("ascii"), int(result[1]), result[2].decode("ascii")
+            pairs = list(zip(result[3::2], result[4::2], strict=True))
         except (ValueError, TypeError, IndexError, AttributeError):
             self.figures.unreadable += 1
             return None
@@ -294,12 +327,12 @@ class Channels(Desk):
                 found.append(Kept(int(offset), said.node, said.sequence, said, said.time))
             except (ValueError, TypeError, Refusal):
                 self.figures.unreadable += 1
-        return epoch, newest, found
+        return epoch, newest, found, line
 
     def _page(
-        self, channel: bytes, since: Position | None, limit: int, epoch: str, newest: int, kept: list[Kept]
+        self, channel: bytes, since: Position | None, limit: int, epoch: str, newest: int, kept: list[Kept], line: str
     ) -> Page:
-        track = self.tracks.settle(channel, epoch, newest) if channel in self._hub.heard else None
+        track = self.tracks.settle(channel, epoch, newest, line) if channel in self._hub.heard else None
         if track is not None and track.epoch is not None:
             # no further than this machine is: the rest follows by itself
             if track.epoch != epoch:

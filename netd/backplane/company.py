@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import structs
 
-from netd.backplane.desk import Call, Desk, NodeInfo, ignore
-from netd.backplane.envelopes import Alive, Count, Gone, Kick, News, Post, Revoked
-from netd.backplane.nodes import MAX_NODES
+from netd.backplane.catalogue import Catalogue
+from netd.backplane.desk import Call, NodeInfo, ignore
+from netd.backplane.envelopes import Alive, Count, Do, Gone, Kick, News, Post, Revoked, Seek, Sought
+from netd.backplane.nodes import MAX_NODES, found_at
+from netd.hub import orders
 from netd.hub import presence as seen
 from netd.hub.history import measure
 from netd.hub.permissions import Refusal
 from netd.hub.revocations import Revocation
-from netd.hub.seams import Letter
+from netd.hub.seams import Letter, Order
 from netd.wire.messages import Client, Joined, Left, channel_fields
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ _info = msgspec.msgpack.Encoder().encode
 _read_info = msgspec.msgpack.Decoder(NodeInfo).decode
 
 
-class Company(Desk):
+class Company(Catalogue):
     """To be mixed into the backplane."""
 
     # --- the hub's side ---
@@ -80,6 +82,12 @@ class Company(Desk):
         else:
             self._ask_all(here, lambda ask: Kick(self.node, ask, target, code, reason), answer)
         return here
+
+    def carry(self, order: Order, answer: Callable[[int], None]) -> None:
+        def do(ask: int) -> Do:
+            return Do(self.node, ask, order.what, order.session, order.value, order.target)
+
+        self._ask_all(0, do, answer)
 
     def elsewhere(self, channel: bytes | None, limit: int, answer: Callable[[int, list[Client]], None]) -> None:
         if not self.online or not self.nodes:
@@ -139,7 +147,7 @@ class Company(Desk):
             self.node,
             self.node.rpartition(".")[0],
             self.version,
-            self.config.address,
+            self.config.address or found_at(self._listening(), self._host),
             0.0,
             hub.visible,
             len(hub.heard),
@@ -191,8 +199,15 @@ class Company(Desk):
             case Kick():
                 count = hub.kick_here(envelope.target, envelope.code, envelope.reason)
                 self._count(envelope.node, envelope.ask, count)
+            case Do():
+                order = Order(envelope.what, envelope.session, envelope.value, envelope.target)
+                self._count(envelope.node, envelope.ask, orders.carry_out(hub, order))
             case Count():
                 self.questions.answered(envelope.ask, envelope.node, envelope.count)
+            case Seek():
+                self._seek(envelope)
+            case Sought():
+                self._take_sought(envelope)
             case News():
                 session = hub.sessions.get(envelope.session)
                 if not envelope.joined and session is not None:  # somebody took this node for dead
@@ -259,14 +274,15 @@ class Company(Desk):
             if node != self.node:
                 self._reap(node)
 
-    def _reap(self, node: str) -> None:
-        """It is dead: tell that its clients have left, unless another node does."""
+    def _reap(self, node: str, left: int = MAX_TOLD, cursor: bytes | None = None) -> None:
+        """It is dead: tell that its clients have left, unless another node does; page after page."""
 
         def arrived(result: Any) -> None:
             if not isinstance(result, list) or not result:
                 return
-            self._forget(node)
-            self._say(Gone(self.node, node))
+            if cursor is None:
+                self._forget(node)
+                self._say(Gone(self.node, node))
             for channel, client in zip(result[1::2], result[2::2], strict=False):
                 try:
                     one = _read_client(client)
@@ -277,9 +293,14 @@ class Company(Desk):
                 if self._rules(channel).join_leave:
                     self._say(News(self.node, channel, False, one.session, one.name))
                     self._hub.news(channel, event)
+            if result[0] != b"0":
+                self._reap(node, left - (len(result) - 1) // 2, result[0])
 
+        self._push(self._reaping(node, left, "due" if cursor is None else "on", cursor or b"0", arrived))
+
+    def _reaping(self, node: str, tell: int, how: str, cursor: bytes, answer: Callable[[Any], None]) -> Call:
         keys = [self._prefix + b"nodes", self._prefix + b"nodes:info", self._key(b"i:", node)]
-        self._push(Call("reap", keys, [node, self._key(b"p:", node) + b":", MAX_TOLD, 1], arrived))
+        return Call("reap", keys, [node, self._key(b"p:", node) + b":", tell, how, cursor], answer)
 
     def _write_here(self, channel: bytes, sessions: list[Session]) -> None:
         if channel != _ALL and not self._rules(channel).track_presence:

@@ -57,9 +57,11 @@ class BackplaneConfig(Section):
     prefix: str = fixed("netd:", min_length=1, max_length=64, pattern=r"^[!-)+->@-Z^-~]+$")
     """What all keys and channels in Redis begin with; daemons with the same one are one hub. No "*", "?", "[", "\\"."""
     node: str | None = fixed(None, min_length=1, max_length=64, pattern=r"^[!-~]+$")
-    """What this machine is called in `netctl nodes`; unset: its host name. It need not be unique."""
+    """What this machine is called in `netctl nodes`; unset: its host name. It need not be unique: each start adds an id
+    of its own, which is shown where two have one name."""
     address: str | None = live(None, max_length=128)
-    """Where others find this machine, for people who read `netctl nodes`; nothing is done with it."""
+    """Where others find this machine, for people who read `netctl nodes`; nothing is done with it. Unset: the first
+    port of its broker, else of framed or trace; one on all addresses (0.0.0.0) with the host's name."""
 
     timeout: float = replace(2.0, ge=0.1, le=60)
     """What Redis has for an answer. Past that it counts as away: what waits is delivered here, and it is tried anew."""

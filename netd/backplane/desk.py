@@ -1,6 +1,7 @@
 """What the parts of the backplane over Redis stand on: who they are, what they count, how they ask. Pure.
 
-Left out: messages of channels (channels.py), nodes and sessions (company.py), the connection's side (plane.py).
+Left out: messages of channels (channels.py), which channels there are (catalogue.py), nodes and sessions (company.py),
+the connection's side (plane.py).
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from netd.backplane.ledger import Outgoing, Tracks
 from netd.backplane.nodes import MAX_ASKED, Questions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from netd.backplane.config import BackplaneConfig
+    from netd.hub.channels import ChannelInfo
     from netd.hub.config import Namespace
     from netd.hub.hub import Hub
 
@@ -78,8 +82,19 @@ class Figures:
 class Desk:
     """One per daemon. `monotonic` is a clock in seconds that is never set."""
 
-    def __init__(self, config: BackplaneConfig, *, host: str, version: str, monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        config: BackplaneConfig,
+        *,
+        host: str,
+        version: str,
+        monotonic: Callable[[], float],
+        listening: Callable[[], Iterable[str]] = tuple,
+    ) -> None:
+        """`listening`: the addresses that clients connect to."""
         self.config = config
+        self._host = host
+        self._listening = listening
         self.node = f"{(config.node or host)[:64]}.{secrets.token_hex(4)}"
         """This node's id: another one at each start, as its sequences begin anew."""
         self.version = version
@@ -108,6 +123,8 @@ class Desk:
         """Redis takes less than there is to be asked: nothing but beginning anew gets that level."""
         self._fresh: set[str] = set()
         """Nodes that came since the latest heartbeat was asked for: its answer may not have them."""
+        self._sought: dict[int, dict[bytes, ChannelInfo]] = {}
+        """Channels that were told of so far, by question."""
         self._been = False
         """It has been there, and has not said goodbye since."""
         self._lasting = 0.0
@@ -139,8 +156,12 @@ class Desk:
             return
         self._push(call)
 
-    def _push(self, call: Call) -> None:
-        self._calls.append(call)
+    def _push(self, call: Call, *, first: bool = False) -> None:
+        """Have it asked: behind what waits already, or before all of that."""
+        if first:
+            self._calls.appendleft(call)
+        else:
+            self._calls.append(call)
         self.waiting += _size(call)
         if len(self._calls) > MAX_CALLS + 2 * len(self._hub.heard):
             self.flooded = True

@@ -1,10 +1,11 @@
 """What daemons say to each other through Redis: MessagePack, one array each. Pure.
 
     on the lane of all:   ["said", node, sequence, channel, data, ...]     a message of a channel
-                          ["post"...] ["kick"...]                          for sessions; answered by ["count"...]
+                          ["post"...] ["kick"...] ["do"...]                for sessions; answered by ["count"...]
+                          ["seek"...]                                      for nodes; answered by ["sought"...]
                           ["news"...]                                      somebody came to a channel, or left it
                           ["revoked"...] ["alive"...] ["gone"...]
-    on a node's own lane: ["count", node, ask, count]
+    on a node's own lane: ["count", node, ask, count] ["sought", node, ask, channels]
 
 In front of each stands a line: "EPOCH TAB OFFSET" of what Redis has numbered, or nothing.
 
@@ -15,7 +16,7 @@ Rules:
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
@@ -23,6 +24,10 @@ from msgspec import Meta, Struct
 from netd.hub.revocations import Kind  # noqa: TC001  # msgspec reads the annotations
 from netd.wire import plain
 from netd.wire.messages import MAX_CHANNEL, MAX_NAME, MAX_REASON
+from netd.wire.workers import MAX_APPLICATION_TOKEN
+
+MAX_SOUGHT = 1001
+"""Channels that a node tells another of at once."""
 
 _Node: TypeAlias = Annotated[str, Meta(min_length=1, max_length=128)]
 _Id: TypeAlias = Annotated[str, Meta(min_length=1, max_length=2 * MAX_NAME + 5)]
@@ -66,9 +71,35 @@ class Kick(_Envelope, tag="kick", frozen=True):
     reason: Annotated[str, Meta(max_length=MAX_REASON)]
 
 
+class Do(_Envelope, tag="do", frozen=True):
+    """`Order` of an application."""
+
+    ask: _Count
+    what: Literal["subscribe", "unsubscribe", "token", "copy"]
+    session: _Id | None
+    value: Annotated[bytes, Meta(max_length=MAX_APPLICATION_TOKEN)]
+    target: Annotated[bytes, Meta(max_length=MAX_CHANNEL)] = b""
+
+
 class Count(_Envelope, tag="count", frozen=True):
     ask: _Count
     count: _Count
+
+
+class Seek(_Envelope, tag="seek", frozen=True):
+    """Which channels are heard there: the first by name that begin with `prefix` and come after `after`."""
+
+    ask: _Count
+    prefix: Annotated[bytes, Meta(max_length=MAX_CHANNEL)]
+    after: Annotated[bytes, Meta(max_length=MAX_CHANNEL)] | None
+    limit: Annotated[int, Meta(ge=0, le=MAX_SOUGHT)]
+
+
+class Sought(_Envelope, tag="sought", frozen=True):
+    """Name and subscribers of each, and whether it is a pattern."""
+
+    ask: _Count
+    rows: Annotated[list[tuple[_Channel, _Count, bool]], Meta(max_length=MAX_SOUGHT)]
 
 
 class News(_Envelope, tag="news", frozen=True):
@@ -99,7 +130,7 @@ class Gone(_Envelope, tag="gone", frozen=True):
     who: _Node
 
 
-Envelope: TypeAlias = Said | Post | Kick | Count | News | Revoked | Alive | Gone
+Envelope: TypeAlias = Said | Post | Kick | Do | Count | Seek | Sought | News | Revoked | Alive | Gone
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Envelope)

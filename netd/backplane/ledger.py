@@ -16,8 +16,8 @@ Rules:
   meanwhile is left to the history too; so nothing has to be kept for it;
 - a channel that has another epoch than it had is of a Redis that has lost something. What was delivered already is then
   known by who said it, as in a channel each node's sequences ascend; so it is for who began to hear a channel while
-  Redis was away. An epoch that ends in "~" goes on with the offsets
-  of the one before it.
+  Redis was away. An epoch that ends in "~" goes on with the offsets of the one before it; where the line is the same
+  too, they mean the same messages, and only what follows is asked for.
 """
 
 from __future__ import annotations
@@ -213,7 +213,11 @@ class Track:
 
     epoch: str | None = None
     offset: int = 0
+    line: str = ""
+    """Which numbering that is an offset in, as far as Redis has told: within one, offsets go on from epoch to epoch."""
     fetching: bool = False
+    asked: int = 0
+    """Fetches so far: only the page of the latest counts, as an earlier one may be behind what has come since."""
     again: bool = False
     """Something of another epoch came meanwhile, so the history has to be asked once more."""
     ahead: int = 0
@@ -222,6 +226,8 @@ class Track:
     """Redis has lost something while this node was away: what is new is told by who said it."""
     loose: bool = False
     """Messages were delivered here without an offset since."""
+    renewed: bool = False
+    """It has another epoch than those who hear it were told: they are to see that, as something may be lost."""
     levelled: float = -math.inf
     """When those who heard such were told where they are, by a monotonic clock."""
     began: int = 0
@@ -278,6 +284,9 @@ class Tracks:
     def get(self, channel: bytes) -> Track | None:
         return self._tracks.get(channel)
 
+    def items(self) -> Iterable[tuple[bytes, Track]]:
+        return self._tracks.items()
+
     def begin(self, channel: bytes, now: float = 0.0) -> Track:
         """The channel is heard."""
         track = self._tracks.get(channel)
@@ -289,13 +298,13 @@ class Tracks:
         """It is heard no more."""
         self._tracks.pop(channel, None)
 
-    def settle(self, channel: bytes, epoch: str, offset: int) -> Track:
+    def settle(self, channel: bytes, epoch: str, offset: int, line: str = "") -> Track:
         """Redis has told where it is: this counts if nothing of it has come yet."""
         track = self._tracks.get(channel)
         if track is None or track.unplaced:
             return Track(epoch, offset)
         if track.epoch is None:
-            track.epoch, track.offset, track.began = epoch, offset, offset
+            track.epoch, track.offset, track.began, track.line = epoch, offset, offset, line
         return track
 
     def first(self, node: str, sequence: int) -> bool:
@@ -364,18 +373,24 @@ class Tracks:
             track.fetching = track.again = False
             track.ahead = 0
 
-    def page(self, channel: bytes, epoch: str, newest: int, entries: Iterable[Kept], here: str = "") -> Fetched:
-        """A page of the history since the track's position came (of another epoch: since its beginning). `here` is this
-        node, of which `Outgoing` knows what was delivered."""
+    def page(
+        self, channel: bytes, epoch: str, newest: int, entries: Iterable[Kept], here: str = "", line: str = ""
+    ) -> Fetched:
+        """A page of the history since the track's position came (of another epoch: since its beginning, or where the
+        line is the same). `here` is this node, of which `Outgoing` knows what was delivered."""
         fetched = Fetched()
         track = self._tracks.get(channel)
         if track is None or not track.fetching:
             return fetched
         if track.epoch is None and not track.unplaced:
             track.epoch, track.offset, track.began, track.fetching = epoch, newest, newest, False
+            track.line = line
             return fetched
         entries = list(entries)
-        if track.epoch != epoch:
+        if track.epoch != epoch and line and line == track.line and newest >= track.offset and not track.foreign:
+            track.epoch, track.renewed = epoch, True  # somebody has lost messages: those that are numbered go on
+        elif track.epoch != epoch:
+            track.renewed = track.epoch is not None
             track.epoch, track.foreign = epoch, True
             if not epoch.endswith("~"):
                 track.began = 0
@@ -383,6 +398,7 @@ class Tracks:
         elif newest < track.offset:
             fetched.regressed = track.foreign = True
             track.offset = min(track.offset, entries[0].offset - 1 if entries else newest)
+        track.line = line
         for each in entries:
             if each.offset <= track.offset:
                 continue
@@ -403,7 +419,7 @@ class Tracks:
             fetched.lost += newest - track.offset
             track.offset = newest
         fetched.again = track.offset < newest or track.again or track.ahead > newest
-        track.again = False
+        track.again, track.ahead = False, 0  # the next page is asked for after all that has come
         if not fetched.again:
             if track.unplaced:
                 fetched.placed, track.unplaced, track.began = True, False, newest

@@ -1,6 +1,8 @@
-"""Who else is there, and questions that all of them answer. Pure: `now` is a monotonic clock's seconds.
+"""Who else is there, where they are found, and questions that all of them answer. Pure: `now` is a monotonic clock's
+seconds.
 
 Rules:
+- where clients find a node is the first TCP port that it listens on; one of all addresses is told with its host's name;
 - a node is there from its first sign of life until it says goodbye or Redis has not seen it for `expiry`;
 - a question is answered once: when every node that was there has answered, or is gone, or when its time is over. What
   comes later is ignored;
@@ -17,9 +19,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+_ANY = ("0.0.0.0", "[::]", "")
 MAX_ASKED = 10_000
 MAX_NODES = 1024
 """Further ones are not known, and not asked."""
+
+
+def found_at(listening: Iterable[str], host: str) -> str | None:
+    """Where clients find a node that listens on these ("10.0.0.1:3000", "[::]:3000", "unix:/..."); None: on no port."""
+    for address in listening:
+        where, colon, port = address.rpartition(":")
+        if colon and port.isdecimal() and "/" not in where and not where.startswith("unix"):
+            return f"{host if where in _ANY else where}:{port}"
+    return None
 
 
 @dataclass(slots=True)
@@ -49,10 +61,15 @@ class Questions:
         self._asked[self._last] = _Question(set(nodes), here, until, answer)
         return self._last
 
-    def answered(self, ask: int, node: str, count: int) -> None:
+    def waits(self, ask: int, node: str) -> bool:
+        """Whether this node's answer is still to come."""
         question = self._asked.get(ask)
-        if question is None or node not in question.waiting:
+        return question is not None and node in question.waiting
+
+    def answered(self, ask: int, node: str, count: int) -> None:
+        if not self.waits(ask, node):
             return
+        question = self._asked[ask]
         question.waiting.discard(node)
         question.total += count
         if not question.waiting:

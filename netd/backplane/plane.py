@@ -8,8 +8,8 @@ Rules:
   (ledger.py); letters, kicks and questions are about this machine alone;
 - whatever comes from Redis is checked. What cannot be used is counted and dropped.
 
-Left out: messages of channels (channels.py), nodes and sessions (company.py), bytes and sockets (redis.py), when to try
-again and what to say of it (service.py).
+Left out: messages of channels (channels.py), which there are (catalogue.py), nodes and sessions (company.py), bytes and
+sockets (redis.py), when to try again and what to say of it (service.py).
 """
 
 from __future__ import annotations
@@ -48,13 +48,12 @@ class RedisBackplane(Channels, Company):
         return self._pop() if self._calls else None
 
     def joining(self) -> Call:
-        """What a connection begins with, before `connected`."""
+        """What a connection begins with, after `clearing` and before `connected`."""
         everything, lost = self.outgoing.take_lost()
         self._all_lost = self._all_lost or everything
         self._lost |= lost
         keys = [self._prefix + key for key in (b"nodes", b"nodes:info")]
         keys += [self._key(b"q:", self.node), self._prefix + b"era", self._prefix + b"revoked"]
-        keys.append(self._key(b"i:", self.node))
         arguments = [
             self.node,
             self._words(),
@@ -62,7 +61,6 @@ class RedisBackplane(Channels, Company):
             self.outgoing.acknowledged,
             int(self._all_lost),
             seed(),
-            self._key(b"p:", self.node) + b":",
             self._hub.config.max_revocations,
         ]
         return Call("join", keys, arguments, ignore)
@@ -137,10 +135,12 @@ class RedisBackplane(Channels, Company):
 
         arguments = [self.node, self._words(), round(self.config.expiry * 1000), MAX_NODES, PRESENCE]
         self._fresh = set()
-        self._push(Call("beat", keys, arguments, answered))
+        # before a crowd's presence, or this node would be taken for dead over it
+        self._push(Call("beat", keys, arguments, answered), first=True)
         if begun >= self._lasting:
             self._lasting = begun + PRESENCE / 4
             self._last(b"0")
+            self._last_quiet()
         if not self.online:
             return
         everything, lost = self.outgoing.take_lost()
@@ -158,11 +158,14 @@ class RedisBackplane(Channels, Company):
                 self.outgoing.release(entry)
                 self._deliver_here(entry.content, entry.kept)
 
-    def leave(self) -> Call:
-        """What a node says last."""
+    def clearing(self, cursor: bytes) -> Call:
+        """What comes before `joining`, page after page: nobody is here, as far as Redis knows."""
+        return self._reaping(self.node, 0, "back", cursor, ignore)
+
+    def leave(self, cursor: bytes | None = None) -> Call:
+        """What a node says last, and with the cursor that this gave again."""
         self._been = False
-        keys = [self._prefix + b"nodes", self._prefix + b"nodes:info", self._key(b"i:", self.node)]
-        return Call("reap", keys, [self.node, self._key(b"p:", self.node) + b":", 0, 0], ignore)
+        return self._reaping(self.node, 0, "leave" if cursor is None else "on", cursor or b"0", ignore)
 
     def goodbye(self) -> bytes:
         """The payload that tells the others."""

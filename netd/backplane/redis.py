@@ -36,6 +36,7 @@ from coredis.connection import TCPConnection, TCPLocation, UnixDomainSocketConne
 from netd.backplane import scripts
 from netd.backplane.inbound import Inbound
 from netd.errors import NetdError, sole
+from netd.net.tls import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -70,6 +71,10 @@ class Away(NetdError):
     def __init__(self, message: str, advice: str) -> None:
         self.advice = advice
         super().__init__(message)
+
+
+class _Lost(Away):
+    """The connection ended; if anything else is told too, that says why."""
 
 
 def _connection(config: BackplaneConfig, password: str | None, context: ssl.SSLContext | None) -> BaseConnection:
@@ -114,6 +119,9 @@ async def serve(
     try:
         await _Life(plane, config, password, context).run(online, leaving, stays)
     except BaseExceptionGroup as group:
+        cancelled, rest = group.split(trio.Cancelled)
+        if cancelled is not None and (rest is None or isinstance(_first(rest), (Away, *_TROUBLES))):
+            raise cancelled from None  # what broke over it is of no interest
         error = _first(group)
         if isinstance(error, Away):
             raise error from None
@@ -127,7 +135,7 @@ async def serve(
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What several tasks found at once is one trouble: an Away among it says most."""
+    """What several tasks found at once is one trouble: an Away among it says most, then what Redis answered."""
     found: list[BaseException] = []
     waiting: deque[BaseException] = deque([group])
     while waiting:
@@ -137,8 +145,10 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
         else:
             found.append(error)
     strange = [each for each in found if not isinstance(each, (Away, *_TROUBLES))]
-    told = [each for each in found if isinstance(each, Away)]
-    return group if strange else (told or found)[0]
+    told = [each for each in found if isinstance(each, Away) and not isinstance(each, _Lost)]
+    answered = [each for each in found if isinstance(each, exceptions.ResponseError)]
+    lost = [each for each in found if isinstance(each, _Lost)]
+    return group if strange else (told or answered or lost or found)[0]
 
 
 class _Life:
@@ -176,6 +186,7 @@ class _Life:
                     nursery.start_soon(self._hear_refusals)
                     self._lanes.send_command(b"SUBSCRIBE", plane.lane, plane.own_lane)
                     await self._subscribed.wait()
+                    await self._pages(plane.clearing)
                     joined = await self._ask(plane.joining())
                     seen: list[Any] = []
                     plane.beat(seen.append)  # the first heartbeat tells who else is there
@@ -215,7 +226,8 @@ class _Life:
         raise self._lost()
 
     def _lost(self) -> Away:
-        return Away(f"cannot use Redis at {self._config.url}: the connection was lost", "see whether it is running")
+        advice = "see whether it is running; its log says if it closed it (client-output-buffer-limit)"
+        return _Lost(f"cannot use Redis at {self._config.url}: the connection was lost", advice)
 
     async def _look(self) -> None:
         """Whether this Redis can do what is asked of it."""
@@ -240,6 +252,14 @@ class _Life:
 
     async def _ask(self, call: Call) -> Any:
         return await self._request(call)
+
+    async def _pages(self, ask: Callable[[bytes], Call], cursor: bytes = b"0") -> None:
+        """Ask on for as long as there is a next page."""
+        while True:
+            answer = await self._ask(ask(cursor))
+            if not isinstance(answer, list) or not answer or answer[0] == b"0":
+                return
+            cursor = answer[0]
 
     async def _send(self) -> None:
         while True:
@@ -270,6 +290,8 @@ class _Life:
             self._room.set()
             self._answered.set()
             call.answer(result)
+            if self._plane.unsettled:
+                self._news.set()
             if call.script == "publish" and isinstance(result, list) and result[1]:
                 why = result[1].decode("utf-8", "replace")[:200]
                 raise Away(f"cannot publish through Redis at {self._config.url}: {why}", _advice(why))
@@ -352,7 +374,9 @@ class _Life:
             if stays():
                 return
             await self._calls.create_request(b"PUBLISH", plane.lane, plane.goodbye())
-            await self._ask(plane.leave())
+            left = await self._ask(plane.leave())
+            if isinstance(left, list) and left and left[0] != b"0":
+                await self._pages(plane.leave, left[0])
 
 
 def away(error: BaseException, config: BackplaneConfig) -> Away:
@@ -363,6 +387,10 @@ def away(error: BaseException, config: BackplaneConfig) -> Away:
         inner = sole(cause)
         if isinstance(inner, TimeoutError | trio.TooSlowError):
             reason = f"no answer within {config.timeout:g} s"
+        elif isinstance(inner, ssl.SSLWantReadError):
+            pass  # what was waited for in vain
+        elif isinstance(inner, ssl.SSLError):
+            reason = f"TLS failed: {reason_of(inner)}"
         elif isinstance(inner, OSError):
             reason = (inner.strerror or str(inner)).lower()
         elif isinstance(inner, exceptions.ResponseError | exceptions.BusyLoadingError) or not reason:
@@ -370,25 +398,31 @@ def away(error: BaseException, config: BackplaneConfig) -> Away:
         cause = inner.__cause__ or (inner.__context__ if not inner.__suppress_context__ else None)
     if reason.lower().startswith("connection lost"):
         reason = "the connection was lost"
-    reason = "".join(char if char.isprintable() else "?" for char in reason[:200])
+    elif "already authenticated" in reason:  # it says how a program is to ask for more
+        reason = "it wants authentication, and was shown no password"
+    reason = "".join(char if char.isprintable() else "?" for char in reason[:200]).rstrip(".")
     return Away(f"cannot use Redis at {config.url}: {reason}", _advice(reason))
 
 
 def _advice(reason: str) -> str:
     text = reason.upper()
     for words, advice in (
-        (("NOAUTH", "WRONGPASS", "AUTHENTICAT", "INVALID USERNAME"), "see backplane.username and .password"),
+        (
+            ("NOAUTH", "WRONGPASS", "AUTHENTICAT", "INVALID USERNAME"),
+            "see backplane.username and .password (or .password_file)",
+        ),
         (("NOPERM", "PERMISSION", "CAN'T RUN"), "give its user what netd/backplane/scripts.py lists (ACL SETUSER)"),
         (("LOADING",), "wait: it is reading its data"),
         (("READONLY", "READ ONLY"), "this is a replica: let backplane.url name the primary"),
         (("OOM", "OUT OF MEMORY", "MAXMEMORY"), "give it more memory (maxmemory), or keep less history"),
         (("MISCONF",), "see its log: it cannot write its data to disk"),
+        (("SPEAK TLS",), "let backplane.url begin with redis://, which is without TLS"),
         (("CERTIFICATE", "SSL", "TLS"), "see backplane.ca, and the certificate that it shows"),
-        (("NO ANSWER",), "see whether it is overloaded, stopped, or behind a firewall"),
+        (("NO ANSWER",), "see whether it is overloaded, stopped, behind a firewall, or without TLS (redis://)"),
     ):
         if any(word in text for word in words):
             return advice
-    return "see whether it is running, and backplane.url"
+    return "see whether it is running, and backplane.url (rediss:// where it wants TLS)"
 
 
 def _nothing() -> None:

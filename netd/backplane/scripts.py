@@ -3,7 +3,8 @@
 Keys, all behind the configured prefix:
 
     era                  a random text; another one: every channel begins a new epoch
-    c:CHANNEL            hash: e (epoch), o (offset of the newest), r (the era of the epoch)
+    c:CHANNEL            hash: e (epoch), o (offset of the newest), r (the era of the epoch), l (the line of offsets:
+                         another one where they do not go on from what was, though the epoch may change within one)
     h:CHANNEL            stream: OFFSET-0 -> d (the message), t (milliseconds since 1970)
     q:NODE               the latest sequence that Redis took from a node
     nodes, nodes:info    sorted set: NODE -> when it is taken for dead (ms, Redis' clock); hash: NODE -> what it says
@@ -21,31 +22,31 @@ Rules:
   begins a new epoch;
 - least privilege for the user: `resetkeys ~PREFIX* resetchannels &PREFIX* -@all +hello +auth +ping +select +info
   +subscribe +publish +script|load +evalsha +get +set +del +expire +hmget +hset +hget +hgetall +hdel
-  +hlen +hscan +hvals +xadd +xrange +xrevrange +xdel +zadd +zrem +zrangebyscore +zscore +sadd +srem +smembers +sscan
+  +hlen +hscan +hvals +xadd +xrange +xrevrange +xdel +zadd +zrem +zrangebyscore +zscore +sadd +srem +sscan
   +time +type`.
 """
 
 from __future__ import annotations
 
 _PLACE = """
-local function place(meta, stream, era, seed, ttl)
-  local m = redis.pcall('HMGET', meta, 'e', 'o', 'r')
+local function place(meta, stream, era, seed, ttl, empty)
+  local m = redis.pcall('HMGET', meta, 'e', 'o', 'r', 'l')
   if m.err then
     redis.call('DEL', meta, stream)
-    m = {false, false, false}
+    m = {false, false, false, false}
   end
-  local epoch, offset = m[1], tonumber(m[2] or '')
+  local epoch, offset, line = m[1], tonumber(m[2] or ''), m[4] or ''
   if not epoch or not offset then
-    epoch, offset = seed, 0
+    epoch, offset, line = seed, 0, seed
     redis.call('DEL', meta, stream)
-    redis.call('HSET', meta, 'e', epoch, 'o', 0, 'r', era)
-    redis.call('EXPIRE', meta, ttl)
+    redis.call('HSET', meta, 'e', epoch, 'o', 0, 'r', era, 'l', line)
+    redis.call('EXPIRE', meta, empty)
   elseif m[3] ~= era then
-    epoch = seed .. '~'
-    redis.call('HSET', meta, 'e', epoch, 'r', era)
-    redis.call('EXPIRE', meta, ttl)
+    epoch, line = seed .. '~', seed .. '~'
+    redis.call('HSET', meta, 'e', epoch, 'r', era, 'l', line)
+    redis.call('EXPIRE', meta, offset == 0 and empty or ttl)
   end
-  return epoch, offset
+  return epoch, offset, line
 end
 local function current(key, seed)
   local era = redis.pcall('GET', key)
@@ -97,7 +98,7 @@ local function say(n)
   local head = ''
   if size > 0 then
     local meta, stream = KEYS[1 + 2 * n], KEYS[2 + 2 * n]
-    local epoch, offset = place(meta, stream, era, ARGV[2], ARGV[3])
+    local epoch, offset = place(meta, stream, era, ARGV[2], ARGV[3], ARGV[3])
     offset = offset + 1
     local id = string.format('%d-0', offset)
     local added = redis.pcall('XADD', stream, 'MAXLEN', size, id, 'd', body, 't', string.format('%d', now))
@@ -109,7 +110,9 @@ local function say(n)
     end
     redis.call('HSET', meta, 'o', string.format('%d', offset))
     redis.call('EXPIRE', meta, ARGV[3])
-    redis.call('EXPIRE', stream, ARGV[3])
+    local lasting = tonumber(ARGV[3])
+    if age > 0 then lasting = math.min(lasting, math.ceil(age / 1000) + 1) end
+    redis.call('EXPIRE', stream, lasting)  -- then even this one is too old
     first(stream, age, now)
     head = epoch .. '\\t' .. string.format('%d', offset)
   end
@@ -137,22 +140,24 @@ HISTORY = (
     _PLACE
     + """
 -- KEYS: era, c:, h:.  ARGV: seed, history size, seconds to remember, age (ms), bytes at most, messages at most,
--- then, for what came after a position: epoch, offset. Without one: the newest.
--- Returns epoch, newest offset, then offset and body of each.
+-- seconds to remember a channel in which nothing was said, then, for what came after a position: epoch, offset, line
+-- ("": it is not known). Without one: the newest.
+-- Returns epoch, newest offset, line, then offset and body of each.
 local era = current(KEYS[1], ARGV[1])
-local epoch, newest = place(KEYS[2], KEYS[3], era, ARGV[1], ARGV[3])
+local epoch, newest, line = place(KEYS[2], KEYS[3], era, ARGV[1], ARGV[3], ARGV[7])
 local size, most, room = tonumber(ARGV[2]), tonumber(ARGV[6]), tonumber(ARGV[5])
-local out = {epoch, newest}
+local out = {epoch, newest, line}
 if most == 0 then return out end
 first(KEYS[3], tonumber(ARGV[4]), clock())
 local least, start = newest - size, 0
-if ARGV[7] then
-  start = tonumber(ARGV[8])
-  if ARGV[7] ~= epoch or start > newest then start = 0 end
+if ARGV[8] then
+  start = tonumber(ARGV[9])
+  local follows = ARGV[8] == epoch or (ARGV[10] ~= '' and ARGV[10] == line)
+  if not follows or start > newest then start = 0 end
 end
 if start < least then start = least end
 local from, found = string.format('%d-0', start + 1), nil
-if ARGV[7] then found = redis.pcall('XRANGE', KEYS[3], from, '+', 'COUNT', most)
+if ARGV[8] then found = redis.pcall('XRANGE', KEYS[3], from, '+', 'COUNT', most)
 else found = redis.pcall('XREVRANGE', KEYS[3], '+', from, 'COUNT', most) end
 if found.err then return out end
 local fit = {}
@@ -168,7 +173,7 @@ for _, entry in ipairs(found) do
   end
 end
 local a, b, step = 1, #fit, 1
-if not ARGV[7] then a, b, step = #fit, 1, -1 end
+if not ARGV[8] then a, b, step = #fit, 1, -1 end
 for i = a, b, step do
   out[#out + 1] = fit[i][1]
   out[#out + 1] = fit[i][2]
@@ -176,6 +181,35 @@ end
 return out
 """
 )
+
+QUIET = """
+-- KEYS: c: of each channel.  ARGV: seconds. Those in which nothing was said yet are remembered for so long again.
+for _, meta in ipairs(KEYS) do
+  if redis.pcall('HGET', meta, 'o') == '0' then redis.call('EXPIRE', meta, ARGV[1]) end
+end
+return #KEYS
+"""
+
+PLACES = """
+-- KEYS: era, then c: and h: of each channel.
+-- Returns epoch, newest offset and how many messages are kept of each; "" and nothing of one that is not known.
+local era = redis.pcall('GET', KEYS[1])
+local out = {}
+for i = 2, #KEYS, 2 do
+  local m = redis.pcall('HMGET', KEYS[i], 'e', 'o', 'r')
+  local offset = not m.err and m[1] and m[3] == era and tonumber(m[2] or '')
+  local epoch, kept = '', 0
+  if offset then
+    epoch = m[1]
+    local oldest = redis.pcall('XRANGE', KEYS[i + 1], '-', '+', 'COUNT', 1)
+    if not oldest.err and oldest[1] then
+      kept = math.max(0, offset + 1 - tonumber(string.match(oldest[1][1], '^%d+')))
+    end
+  end
+  out[#out + 1], out[#out + 2], out[#out + 3] = epoch, offset or 0, kept
+end
+return out
+"""
 
 RENEW = """
 -- KEYS: c: of each channel.  ARGV: seed. They begin a new epoch, and their offsets go on.
@@ -190,9 +224,9 @@ return #KEYS
 JOIN = (
     _REVOKED
     + """
--- KEYS: nodes, nodes:info, q:NODE, era, revoked, i:NODE.
+-- KEYS: nodes, nodes:info, q:NODE, era, revoked.
 -- ARGV: NODE, what it says, expiry (ms), the latest sequence that Redis took, 1 if all channels lost something, seed,
--- prefix of presence, revocations at most.
+-- revocations at most.
 -- Returns whether Redis has lost something, whether the node was taken for dead, then revocations that still count: of
 -- more than can be, any.
 local last = redis.pcall('GET', KEYS[3])
@@ -202,15 +236,10 @@ local era = redis.pcall('GET', KEYS[4])
 if behind or ARGV[5] == '1' or type(era) ~= 'string' then
   redis.call('SET', KEYS[4], ARGV[6])
 end
-for _, key in ipairs({KEYS[1], KEYS[2], KEYS[5], KEYS[6]}) do
+for _, key in ipairs({KEYS[1], KEYS[2], KEYS[5]}) do
   local kind = redis.call('TYPE', key).ok
-  local wanted = key == KEYS[1] and 'zset' or key == KEYS[6] and 'set' or 'hash'
-  if kind ~= 'none' and kind ~= wanted then redis.call('DEL', key) end
+  if kind ~= 'none' and kind ~= (key == KEYS[1] and 'zset' or 'hash') then redis.call('DEL', key) end
 end
-for _, channel in ipairs(redis.call('SMEMBERS', KEYS[6])) do
-  redis.call('DEL', ARGV[7] .. channel)
-end
-redis.call('DEL', KEYS[6])
 local t = redis.call('TIME')
 local known = redis.call('ZSCORE', KEYS[1], ARGV[1])
 redis.call('ZADD', KEYS[1], t[1] * 1000 + math.floor(t[2] / 1000) + ARGV[3], ARGV[1])
@@ -223,7 +252,7 @@ repeat
   for i = 1, #page[2], 2 do
     local made = revocation(page[2][i + 1])
     if not made or made <= t[1] * 1 then gone[#gone + 1] = page[2][i]
-    elseif #out - 2 < tonumber(ARGV[8]) then out[#out + 1] = page[2][i + 1] end
+    elseif #out - 2 < tonumber(ARGV[7]) then out[#out + 1] = page[2][i + 1] end
   end
 until cursor == '0'
 for _, field in ipairs(gone) do redis.call('HDEL', KEYS[5], field) end
@@ -236,8 +265,8 @@ REVOKE = (
     + """
 -- KEYS: revoked.  ARGV: KIND:VALUE, revocation. Now and then those that count no more are removed.
 if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then redis.call('DEL', KEYS[1]) end
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-if redis.call('HLEN', KEYS[1]) % 256 == 0 then
+local new = redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) == 1
+if new and redis.call('HLEN', KEYS[1]) % 256 == 0 then
   local now = redis.call('TIME')[1] * 1
   local field = nil
   for i, each in ipairs(redis.call('HGETALL', KEYS[1])) do
@@ -270,15 +299,27 @@ return out
 """
 
 REAP = """
--- KEYS: nodes, nodes:info, i:NODE.  ARGV: NODE, prefix of presence, sessions to tell of at most, 1: only if it is due.
--- Returns channel and client of those that were there; nothing if somebody else was first, or it lives.
+-- KEYS: nodes, nodes:info, i:NODE.  ARGV: NODE, prefix of presence, sessions to tell of at most, how, cursor.
+-- How: "due": only if it is taken for dead; "leave": it says so itself; "on": the next page of one of these; "back": it
+-- comes back, and nothing but its presence is removed. One page of its channels, or many of them would keep everybody.
+-- Returns the next cursor ("0": nothing is left), then channel and client of those that were there; nothing if somebody
+-- else was first, or it lives.
 local t = redis.call('TIME')
-local due = redis.call('ZSCORE', KEYS[1], ARGV[1])
-if not due or (ARGV[4] == '1' and tonumber(due) > t[1] * 1000 + t[2] / 1000) then return {} end
-redis.call('ZREM', KEYS[1], ARGV[1])
-redis.call('HDEL', KEYS[2], ARGV[1])
-local out, left = {'1'}, tonumber(ARGV[3])
-for _, channel in ipairs(redis.call('SMEMBERS', KEYS[3])) do
+local due = ARGV[4] ~= 'back' and redis.call('ZSCORE', KEYS[1], ARGV[1])
+if ARGV[4] == 'on' then
+  if due then return {} end
+elseif ARGV[4] ~= 'back' then
+  if not due or (ARGV[4] == 'due' and tonumber(due) > t[1] * 1000 + t[2] / 1000) then return {} end
+  redis.call('ZREM', KEYS[1], ARGV[1])
+  redis.call('HDEL', KEYS[2], ARGV[1])
+end
+local page = redis.pcall('SSCAN', KEYS[3], ARGV[5], 'COUNT', 500)
+if page.err then
+  redis.call('DEL', KEYS[3])
+  page = {'0', {}}
+end
+local out, left = {page[1]}, tonumber(ARGV[3])
+for _, channel in ipairs(page[2]) do
   local key = ARGV[2] .. channel
   if left > 0 and channel ~= '' then
     local there = redis.pcall('HVALS', key)
@@ -291,8 +332,8 @@ for _, channel in ipairs(redis.call('SMEMBERS', KEYS[3])) do
     end
   end
   redis.call('DEL', key)
+  redis.call('SREM', KEYS[3], channel)
 end
-redis.call('DEL', KEYS[3])
 return out
 """
 
@@ -351,6 +392,8 @@ ALL = {
     "publish": PUBLISH,
     "history": HISTORY,
     "renew": RENEW,
+    "quiet": QUIET,
+    "places": PLACES,
     "join": JOIN,
     "beat": BEAT,
     "reap": REAP,

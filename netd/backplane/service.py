@@ -5,6 +5,8 @@
 Rules:
 - it serves as soon as the first attempt has ended, however: a daemon starts without Redis too, and its clients are
   served; health says what is wrong (backplane.redis, backplane.overflow) and what may help;
+- the log is told when Redis goes away and when it is back, and not of each attempt: of a Redis that lets everybody in
+  and then refuses what is asked of it neither the log nor health hears again until a life has held;
 - it starts before the services whose sessions use the hub, and stops after them, so that what they say last is heard;
 - while it is stopped, it is as if Redis were away;
 - of two generations one is at the plane. After a reload of what replaces it the new one waits until the old one has
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import importlib
 import random
+import ssl
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -27,8 +30,8 @@ from netd.errors import ConfigProblem, PrepareFailed
 from netd.runtime.service import ServiceType
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Iterable
+    from pathlib import Path
 
     from netd.backplane.desk import NodeInfo
     from netd.hub.hub import Hub
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
     from netd.runtime.service import Context
 
 MAX_PASSWORD = 4096
+SHORT = 3
+"""Lives in a row that end soon after they began, after which one counts for nothing until it has held."""
 _LOOK = 1.0
 """Seconds between two looks at what waits."""
 
@@ -122,8 +127,12 @@ def _acquire(config: BackplaneConfig) -> PreparedBackplane:
     try:
         return PreparedBackplane(password, redis.tls_context(config))
     except OSError as error:  # ssl's errors are
-        why = (error.strerror or str(error)).lower()
-        raise PrepareFailed("backplane", f"cannot trust what is in {str(config.ca)!r}: {why}") from error
+        raise PrepareFailed("backplane", _no_trust(config.ca, error)) from error
+
+
+def _no_trust(ca: Path | None, error: OSError) -> str:
+    why = "it holds no certificate" if isinstance(error, ssl.SSLError) else (error.strerror or str(error)).lower()
+    return f"cannot trust what is in {str(ca)!r}: {why}"
 
 
 async def prepare(config: BackplaneConfig, context: Context) -> PreparedBackplane:
@@ -137,8 +146,11 @@ def check(config: BackplaneConfig) -> Iterable[ConfigProblem]:
         _password(config)
     except PrepareFailed as error:
         yield ConfigProblem("password_file", str(error))
-    if config.ca is not None and not config.ca.is_file():
-        yield ConfigProblem("ca", f"cannot trust what is in {str(config.ca)!r}: there is no such file")
+    if config.ca is not None:
+        try:
+            ssl.create_default_context(cafile=config.ca)
+        except OSError as error:  # ssl's errors are
+            yield ConfigProblem("ca", _no_trust(config.ca, error))
 
 
 class Seat:
@@ -174,6 +186,12 @@ class BackplaneService:
         self._why: str | None = "it has not been tried yet"
         self._lives = 0
         self._failures = 0
+        self._joined: float | None = None
+        """When this life began; None: there is none."""
+        self._short = 0
+        """Lives that ended soon, in a row."""
+        self._unread: str | None = None
+        """Why a file could not be read anew."""
         self._tried = trio.Event()
         self._counted = {
             "published": 0,
@@ -219,7 +237,6 @@ class BackplaneService:
     async def _keep(self, plane: RedisBackplane, redis: Any, everything: trio.CancelScope) -> None:
         draining = self._context.draining
         while not draining.is_set():
-            begun = trio.current_time()
             try:
                 await redis.serve(
                     plane,
@@ -232,8 +249,6 @@ class BackplaneService:
                 )
             except redis.Away as error:
                 self._away(error)
-                if trio.current_time() - begun > 2 * self._config.max_retry:
-                    self._failures = 0  # it held for a while
                 delay = min(self._config.max_retry, self._config.retry * 2 ** min(self._failures, 16))
                 self._failures += 1
                 await self._read_again()
@@ -247,18 +262,36 @@ class BackplaneService:
             return
         try:
             self._prepared = await trio.to_thread.run_sync(_acquire, self._config)
+            self._unread = None
         except PrepareFailed as error:
-            self._context.log.warning("cannot read anew what Redis is to be shown", why=str(error))
+            if str(error) != self._unread:
+                self._context.log.warning("cannot read anew what Redis is to be shown", why=str(error))
+            self._unread = str(error)
 
     def _online(self, plane: RedisBackplane) -> None:
         self._lives += 1
-        self._why = None
+        self._joined = trio.current_time()
         self._tried.set()
         self._counters.online.set(1)
+        if self._short < SHORT:
+            self._settle(plane)
+
+    def _settle(self, plane: RedisBackplane) -> None:
+        """Redis can be used, as far as anybody is told."""
+        self._why = None
         self._context.health.clear("redis")
         self._context.log.info("joined the other nodes through Redis", node=plane.node, nodes=len(plane.nodes) + 1)
 
+    def _held(self) -> bool:
+        """Whether this life has lasted long enough to believe in it."""
+        return self._joined is not None and trio.current_time() - self._joined > 2 * self._config.max_retry
+
     def _away(self, error: Any) -> None:
+        if self._held():
+            self._failures = self._short = 0
+        elif self._joined is not None:
+            self._short += 1
+        self._joined = None
         if self._why is None:
             self._counters.losses.inc()
             self._context.log.warning("Redis is away", why=str(error))
@@ -275,6 +308,9 @@ class BackplaneService:
         """Count, and warn of what is being lost."""
         while True:
             self._count(plane)
+            if self._why is not None and self._held():
+                self._short = 0
+                self._settle(plane)
             await trio.sleep(_LOOK)
 
     @staticmethod

@@ -39,18 +39,30 @@ def channels(ctx: click.Context) -> None:
 )
 @common_options
 def list_channels(prefix: str = "", limit: int = 100) -> None:
-    """Channels by name; with PREFIX, those whose names begin so. Subscriptions with wildcards are among them."""
+    """Channels by name; with PREFIX, those whose names begin so. Subscriptions with wildcards are among them.
+
+    Over Redis, those that are heard on any machine, with the subscribers of all.
+    """
+    silent = 0
 
     async def ask(client: ControlClient) -> list[shapes.ChannelRow]:
-        return [row async for row in client.every_channel(most=limit + 1, prefix=prefix)]
+        nonlocal silent
+        rows: list[shapes.ChannelRow] = []
+        async for page in client.channel_pages(most=limit + 1, prefix=prefix):
+            rows += page["channels"]
+            silent = max(silent, page.get("silent", 0))
+        return rows
 
     found = call(ask)
     more, found = len(found) > limit, found[:limit]
     from netd.cli.output import Column, console, print_json, table
 
     if invocation().json:
-        print_json({"channels": found, "more": more})
+        print_json({"channels": found, "more": more, "silent": silent})
         return
+    if silent:
+        machines = f"{silent} machine{'s' if silent > 1 else ''}"
+        click.echo(f"{machines} did not say in time what is heard there: not counted", err=True)
     if not found:
         click.echo("no channels" + (f" that begin with {prefix!r}" if prefix else ""))
         return

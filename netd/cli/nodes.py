@@ -1,4 +1,8 @@
-"""`netctl nodes`: the machines that are one hub."""
+"""`netctl nodes`: the machines that are one hub.
+
+A node is shown by its name, which is its host's unless backplane.node says otherwise, with the id of its run where
+another has the same; and by the address that clients find it at.
+"""
 
 from __future__ import annotations
 
@@ -35,12 +39,13 @@ def nodes() -> None:
     else:
         out.print(text("Redis at ", redis["url"], ": ", ("away", "bold red"), " (see netctl health)"))
         print_indented(out, redis["why"] or "")
-    columns = [Column("NODE", narrow="wrap", style="bold"), Column("ADDRESS", narrow="cut", spare=2)]
+    columns = [Column("NODE", narrow="wrap", style="bold"), Column("ADDRESS", spare=2)]
     columns += [Column("VERSION", spare=3), Column("SESSIONS", "right"), Column("CHANNELS", "right", spare=1)]
     columns += [Column("QUEUE", "right"), Column("LAG", "right", spare=1), Column("SEEN", "right")]
+    names = [one["name"] for one in found["nodes"]]
     rows = [
         (
-            one["name"] + (" (here)" if one["here"] else ""),
+            (one["name"] if names.count(one["name"]) == 1 else one["node"]) + (" (here)" if one["here"] else ""),
             one["address"],
             one["version"],
             one["sessions"],

@@ -7,6 +7,7 @@ text, bytes are bytes, anything else is a JSON value.
 from __future__ import annotations
 
 import base64
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
@@ -14,7 +15,7 @@ from netd.client.stream import EventStream
 from netd.errors import ProtocolError, RequestFailed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     import httpx
 
@@ -130,11 +131,17 @@ class MessagingCalls:
 
     async def every_channel(self, *, most: int, prefix: str = "") -> AsyncIterator[shapes.ChannelRow]:
         """Page after page, at most `most` channels."""
+        async with aclosing(self.channel_pages(most=most, prefix=prefix)) as pages:
+            async for page in pages:
+                for row in page["channels"]:
+                    yield row
+
+    async def channel_pages(self, *, most: int, prefix: str = "") -> AsyncGenerator[shapes.ChannelList, None]:
+        """Pages of at most `most` channels in all."""
         after: str | None = None
         while most > 0:
             page = await self.channels(prefix=prefix, limit=min(most, PAGE), after=after)
-            for row in page["channels"]:
-                yield row
+            yield page
             most -= len(page["channels"])
             after = page["next"]
             if after is None:

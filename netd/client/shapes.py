@@ -242,8 +242,11 @@ class ChannelRow(ChannelName):
 
 
 class ChannelList(TypedDict):
+    """`silent`: machines that have not said in time which channels are heard there."""
+
     channels: list[ChannelRow]
     next: str | None
+    silent: NotRequired[int]
 
 
 class Member(TypedDict):

@@ -7,7 +7,7 @@ backplane that hears nothing in time answers with what it knows.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from msgspec import Struct
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from netd.hub.batch import Batch
+    from netd.hub.channels import ChannelInfo
     from netd.hub.history import Page, Publication
     from netd.hub.hub import Hub
     from netd.hub.revocations import Revocation
@@ -36,6 +37,17 @@ class Letter(Struct):
     ephemeral: bool = False
     application: bool = False
     """It is what the application says to a session: text or bytes, and no `direct`."""
+
+
+class Order(Struct, frozen=True):
+    """What an application wants done to a session, or with "copy" to all who hear the channel `value` (orders.py)."""
+
+    what: Literal["subscribe", "unsubscribe", "token", "copy"]
+    session: str | None
+    value: bytes
+    """The channel, or the token."""
+    target: bytes = b""
+    """Of "copy": the channel that they are to hear too."""
 
 
 class Backplane(Protocol):
@@ -72,9 +84,20 @@ class Backplane(Protocol):
     def kick(self, target: str, code: int, reason: str, answer: Callable[[int], None]) -> int:
         """Have every hub end the sessions of `target`; answer how many there were. Returns how many here."""
 
+    def carry(self, order: Order, answer: Callable[[int], None]) -> None:
+        """Have the other hubs carry it out (`orders.carry_out`); answer how many sessions that has changed."""
+
     def elsewhere(self, channel: bytes | None, limit: int, answer: Callable[[int, list[Client]], None]) -> None:
         """Answer how many sessions of the other hubs hear a channel (None: how many there are), and unless these are
         more than `limit`, which."""
+
+    def channels(
+        self, prefix: bytes, after: bytes | None, limit: int, answer: Callable[[list[ChannelInfo], int], None]
+    ) -> None:
+        """Answer `Hub.channels` with the subscribers of every hub, and how many other hubs have not said theirs."""
+
+    def channel(self, name: bytes, answer: Callable[[ChannelInfo], None]) -> None:
+        """Answer `Hub.channel`, with the subscribers here (`elsewhere`: on the others), and where its history is."""
 
     def tell(self, channel: bytes, event: Joined | Left) -> None:
         """Have the other hubs tell it to those who hear the channel there (`Hub.news`)."""
@@ -134,8 +157,19 @@ class MemoryBackplane:
         answer(here)
         return here
 
+    def carry(self, order: Order, answer: Callable[[int], None]) -> None:
+        answer(0)
+
     def elsewhere(self, channel: bytes | None, limit: int, answer: Callable[[int, list[Client]], None]) -> None:
         answer(0, [])
+
+    def channels(
+        self, prefix: bytes, after: bytes | None, limit: int, answer: Callable[[list[ChannelInfo], int], None]
+    ) -> None:
+        answer(self._hub.channels(prefix, after, limit), 0)
+
+    def channel(self, name: bytes, answer: Callable[[ChannelInfo], None]) -> None:
+        answer(self._hub.channel(name))
 
     def tell(self, channel: bytes, event: Joined | Left) -> None:
         pass
@@ -203,5 +237,6 @@ __all__ = [
     "HttpResponse",
     "Letter",
     "MemoryBackplane",
+    "Order",
     "application_event",
 ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from netd.backplane import envelopes
 from netd.wire.messages import AskHistory, Error, History, Left, Message, Ok, Position, SendDirect, Subscribe
 from tests.backplane.lab import Node, Person, Redis, needs_redis, node, nodes, numbers
 
@@ -36,6 +37,10 @@ class Follower:
         self.told: list[Any] = []
         self.holes: list[Any] = []
         self.twice: list[Any] = []
+        self.breaks: list[Message] = []
+        """Messages by which it saw that the channel has another epoch, so that it may have missed something."""
+        self.loose = False
+        """It has heard messages of which it does not know where they are."""
         self.fresh = 0
         """Times it was told that it may have missed something."""
 
@@ -62,7 +67,7 @@ class Follower:
             if isinstance(event, Ok) and event.ref is None:
                 assert event.epoch is not None
                 assert event.offset is not None
-                self.place = Position(event.epoch, event.offset)
+                self.place, self.loose = Position(event.epoch, event.offset), False
             elif isinstance(event, Message):
                 self._take(event)
 
@@ -71,9 +76,12 @@ class Follower:
             self.twice.append(message.data)
         self.told.append(message.data)
         if message.offset is None:
+            self.loose = True
             return
         if self.place is not None and self.place.epoch == message.epoch and message.offset != self.place.offset + 1:
             self.holes.append((self.place, message))
+        if self.place is not None and self.place.epoch != message.epoch:
+            self.breaks.append(message)
         self.place = Position(message.epoch or "", message.offset)
 
     async def has(self, count: int) -> None:
@@ -374,3 +382,87 @@ async def test_who_is_subscribing_when_it_goes_away_is_answered(redis):
         await level(a, b)
         b.hub.publish(b"kept:room", 1)
         assert (await one.until(Message)).offset == 1
+
+
+async def test_who_heard_messages_without_offsets_is_not_told_that_all_is_well_where_others_messages_are_lost(redis):
+    """Where it is comes with its next message then, so that it sees another epoch."""
+    async with node(redis, "b") as b, node(redis, "a", queue_messages=10) as a:
+        await a.online(1)
+        await b.online(1)
+        here, there = await Follower(a.person()).begin(), await Follower(b.person()).begin()
+        a.hub.publish(b"kept:room", 0)
+        await there.has(1)
+        await here.has(1)
+        redis.freeze()
+        b.hub.publish(b"kept:room", "of b")
+        for number in range(1, 31):
+            a.hub.publish(b"kept:room", number)
+        await b.offline()
+        await a.offline()
+        await there.has(2)
+        redis.thaw()
+        await level(a, b)
+        b.hub.publish(b"kept:room", "last")
+        await there.has(13)
+        await here.has(33)
+        assert there.told == [0, "of b", *range(21, 31), "last"]
+        assert there.breaks
+        assert not there.holes
+
+
+async def test_a_page_that_was_asked_for_before_another_counts_for_nothing(redis):
+    """It may be behind what has come since, and look like a history that has lost something."""
+    async with node(redis, "a") as a:
+        here = await Follower(a.person()).begin()
+        for number in range(3):
+            a.hub.publish(b"kept:room", number)
+        await here.has(3)
+        plane, asked = a.plane, []
+        epoch = here.place.epoch.encode()
+        push, plane._push = plane._push, lambda call, **more: asked.append(call)
+        plane.resync()
+        plane.resync()
+        asked[1].answer([epoch, 3, b"x"])
+        said = envelopes.encode(envelopes.Said("other.1", 1, b"kept:room", 3))
+        plane.arrived(epoch + b"\t4\n" + said)
+        await here.has(4)
+        plane.resync()
+        asked[0].answer([epoch, 3, b"x"])
+        asked[2].answer([epoch, 4, b"x", b"4", said])
+        plane._push = push
+        assert [call.script for call in asked if call.script != "beat"] == ["history"] * 3
+        assert here.place.offset == 4
+        here.look()
+        assert here.told == [0, 1, 2, 3]
+
+
+async def test_a_channel_that_begins_new_epochs_all_the_time_is_not_read_from_its_beginning_each_time(redis):
+    """Or who hears a long one would never catch up."""
+    async with nodes(redis, "a", "b") as (a, b):
+        there = await Follower(b.person()).begin()
+        for number in range(900):
+            a.hub.publish(b"kept:room", number)
+        await there.has(900)
+        before = b.plane.figures.fetched
+        read: list[int] = []
+        take = b.plane._read_page
+
+        def see(channel: bytes, result: Any) -> Any:
+            found = take(channel, result)
+            read.append(len(found[2]))
+            return found
+
+        await b.person().answer(AskHistory(channel="kept:room", ref=7), History)
+        b.plane._read_page = see
+        for number in range(900, 910):
+            a.plane._renew(b"kept:room")
+            await a.rest()
+            a.hub.publish(b"kept:room", number)
+            await there.has(number + 1)
+        del b.plane._read_page
+        assert there.told == list(range(910))
+        assert b.plane.figures.fetched - before == 10
+        assert sum(read) <= 20
+        assert len(there.breaks) == 10
+        assert not there.holes
+        assert (await b.person().hear("kept:room", Position("another", 3))).recovered is False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import pytest
 import trio
 
 import netd
+from netd.backplane.nodes import found_at
 from netd.client import ControlClient
 from netd.errors import RequestFailed
 from netd.wire.messages import Direct
@@ -64,6 +66,39 @@ async def test_what_one_is_asked_is_answered_for_all(redis, tmp_path):
             while (await other.nodes())["nodes"][1]["address"] != "10.0.0.1":  # noqa: ASYNC110
                 await trio.sleep(0.01)
         assert found["redis"]["online"]
+
+
+@needs_redis
+async def test_nodes_of_one_host_are_found_by_their_ports(redis, tmp_path):
+    def settings(name: str, **more: object) -> dict[str, object]:
+        control = {"socket": str(tmp_path / f"{name}.sock"), "group": ""}
+        framed = {"listen": [{"address": f"unix:{tmp_path}/framed-{name}.sock"}, {"address": "127.0.0.1:0"}]}
+        return {"control": control, "hub": HUB, "backplane": {"url": redis.url, **QUICK}, "framed": framed, **more}
+
+    broker = {"listen": [{"address": "0.0.0.0:0"}]}
+    async with netd.open(settings("a")) as a, netd.open(settings("b", broker=broker)) as b:
+        expected = {a.addresses("framed")[1], f"{socket.gethostname()}:{b.addresses('broker')[0].rpartition(':')[2]}"}
+        async with ControlClient(tmp_path / "a.sock") as client:
+            with trio.fail_after(PATIENCE):
+                while {one["address"] for one in (await client.nodes())["nodes"]} != expected:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+            found = (await client.nodes())["nodes"]
+    assert [one["name"] for one in found] == 2 * [socket.gethostname()]
+    assert len({one["node"] for one in found}) == 2
+
+
+@pytest.mark.parametrize(
+    ("listening", "address"),
+    [
+        ([], None),
+        (["unix:/run/netd/broker.sock", "unix:/run/x:3000"], None),
+        (["unix:/run/netd/broker.sock", "[::]:3000", "10.0.0.1:1"], "host.example:3000"),
+        (["0.0.0.0:9000"], "host.example:9000"),
+        (["[2001:db8::1]:3000", "10.0.0.1:3000"], "[2001:db8::1]:3000"),
+    ],
+)
+def test_where_a_node_is_found(listening, address):
+    assert found_at(listening, "host.example") == address
 
 
 @needs_redis

@@ -354,3 +354,41 @@ async def test_who_comes_while_a_heartbeat_is_on_its_way_is_not_forgotten_over_i
             assert ("new.1" in plane.nodes) is known
             while plane.asking:
                 plane._pop()
+
+
+async def test_a_connection_that_breaks_as_it_is_cancelled_is_no_failure(redis, monkeypatch):
+    """Its tasks may find the socket closed before they find that they are to end."""
+
+    async def breaks(self: connection._Life, *how: object) -> None:
+        async def lost() -> None:
+            try:
+                await self._hold(self._calls, task_status=trio.TASK_STATUS_IGNORED)
+            finally:
+                raise connection.Away("the connection was lost", "")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lost)
+            await trio.sleep_forever()
+
+    async with node(redis, "a") as a:
+        await a.daemon.service_stop("backplane")
+        monkeypatch.setattr(connection._Life, "run", breaks)
+        ended = trio.Event()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await connection.serve(
+                a.plane, a.plane.config, None, None, online=ended.set, leaving=ended, stays=lambda: False
+            )
+        assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)])
+def test_of_what_several_find_at_once_the_reason_is_told(order):
+    """A refusal closes the connection, and then its other users only find that it is lost."""
+    lost, refused = connection._Lost("lost", ""), connection.exceptions.ResponseError("WRONGPASS")
+    away, odd = connection.Away("it is a cluster", ""), ValueError("a mistake")
+    assert connection._first(ExceptionGroup("", [lost, OSError()][order])) is lost
+    assert connection._first(ExceptionGroup("", [lost, ExceptionGroup("", [refused])][order])) is refused
+    assert connection._first(ExceptionGroup("", [lost, refused, away][order])) is away
+    strange = ExceptionGroup("", [lost, odd][order])
+    assert connection._first(strange) is strange

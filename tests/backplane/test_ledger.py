@@ -167,6 +167,32 @@ def test_what_came_while_a_page_was_on_its_way_and_is_in_it_is_not_asked_for_aga
     assert tracks.admit(CHANNEL, "e", 7) == "new"
 
 
+def test_an_offset_that_somebody_made_up_is_asked_for_once():
+    tracks = tracks_at("e", 3)
+    assert tracks.admit(CHANNEL, "e", 5) == "gap"
+    assert tracks.admit(CHANNEL, "e", 10**9) == "held"
+    assert tracks.page(CHANNEL, "e", 5, kept(4, 5)).again
+    assert not tracks.page(CHANNEL, "e", 5, []).again
+    assert tracks.admit(CHANNEL, "e", 6) == "new"
+
+
+def test_another_epoch_of_the_same_line_goes_on_where_it_was():
+    tracks = Tracks()
+    track = tracks.begin(CHANNEL)
+    tracks.settle(CHANNEL, "e", 3, "line")
+    assert tracks.admit(CHANNEL, "f~", 5) == "gap"
+    fetched = tracks.page(CHANNEL, "f~", 5, kept(4, 5), line="line")
+    assert ([each.offset for each in fetched.new], fetched.again, track.renewed) == ([4, 5], False, True)
+    # of another line: what was delivered is told by who said it
+    assert tracks.admit(CHANNEL, "g~", 6) == "gap"
+    fetched = tracks.page(CHANNEL, "g~", 6, kept(2, 3, 4, 5, 6), line="other")
+    assert [each.offset for each in fetched.new] == [6]
+    # of the same line, but behind: it is not what it says
+    assert tracks.admit(CHANNEL, "h~", 3) == "gap"
+    fetched = tracks.page(CHANNEL, "h~", 3, [*kept(2, 3), *[]], line="other")
+    assert (fetched.new, track.offset) == ([], 3)
+
+
 def test_who_began_to_hear_while_redis_was_away_has_what_was_said_since():
     tracks = Tracks()
     tracks.first("known", 5)

@@ -51,6 +51,15 @@ def test_some_of_them(api, netctl):
     assert netctl("channels", "list", "x").stdout == "no channels that begin with 'x'\n"
 
 
+def test_machines_that_did_not_answer_are_told_of(api, netctl):
+    page = {"channels": [CHAT], "next": None, "silent": 2}
+    api.answer("GET", "/v1/channels", page, page)
+    said = netctl("channels", "list")
+    assert said.stderr == "2 machines did not say in time what is heard there: not counted\n"
+    assert words(said.stdout)[1] == "chat:a 2 5 7 e-1"
+    assert json.loads(netctl("channels", "list", "--json").stdout)["silent"] == 2
+
+
 HUB = {
     "sessions": 1,
     "channels": 2,

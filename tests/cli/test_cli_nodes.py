@@ -26,6 +26,13 @@ def test_the_table(api, netctl):
     assert json.loads(netctl("nodes", "--json").stdout) == TWO
 
 
+def test_two_of_one_name_are_told_apart(api, netctl):
+    same = [NODE, {**NODE, "node": "alpha.2e", "address": "10.0.0.1:3001", "here": False}, {**NODE, "name": "beta"}]
+    api.answer("GET", "/v1/nodes", {**TWO, "nodes": same})
+    shown = [line.split()[0] for line in netctl("nodes").stdout.splitlines()[2:]]
+    assert shown == ["alpha.1f", "alpha.2e", "beta"]
+
+
 def test_away(api, netctl):
     why = "cannot use Redis at redis://10.0.0.9:6379: connection refused"
     api.answer("GET", "/v1/nodes", {**TWO, "redis": {**REDIS, "online": False, "why": why, "given_up": 1}})

@@ -61,10 +61,12 @@ class ChannelView(BaseModel):
 
 
 class ChannelList(BaseModel):
-    """By name. `next` is what `after` takes to go on; null: there are no more."""
+    """By name. `next` is what `after` takes to go on; null: there are no more. `silent`: other machines that have not
+    said in time which channels are heard there; they are not counted."""
 
     channels: list[ChannelView]
     next: str | None
+    silent: int
 
 
 class Member(BaseModel):
@@ -117,11 +119,14 @@ def router(host: Host) -> APIRouter:
             str | None, Query(pattern=r"^([0-9a-f]{2}){1,255}$", description="`next` of an earlier answer.")
         ] = None,
     ) -> ChannelList:
-        """Every channel that is heard or has a history, and every pattern that is subscribed to, by name."""
+        """Every channel that is heard or has a history, and every pattern that is subscribed to, by name. With a
+        backplane: that is heard on any machine; those that only have a history are not searched for."""
         behind = bytes.fromhex(after) if after is not None else None
-        found = host.hub.channels(prefix.encode(), behind, limit + 1)  # one more tells whether there are more
+        found, silent = await answered(
+            lambda answer: host.hub.backplane.channels(prefix.encode(), behind, limit + 1, answer), "list the channels"
+        )  # one more tells whether there are more
         more = found[limit - 1].name.hex() if len(found) > limit else None
-        return ChannelList(channels=[_view(one) for one in found[:limit]], next=more)
+        return ChannelList(channels=[_view(one) for one in found[:limit]], next=more, silent=silent)
 
     @routes.get("/channels/{name}")
     async def get_channel(name: Name, caller: Read) -> WholeChannel:
@@ -129,7 +134,7 @@ def router(host: Host) -> APIRouter:
         channel, hub = _channel(name), host.hub
         what = f"see who is in {shown(channel)}"
         count, others = await answered(lambda answer: hub.backplane.elsewhere(channel, MAX_LIST, answer), what)
-        info = hub.channel(channel)
+        info = await answered(lambda answer: hub.backplane.channel(channel, answer), what)
         if not info.subscribers and info.epoch is None and not count:
             raise NotFound(f"cannot find channel {shown(channel)}: nobody hears it, and it has no history", path="name")
         members = [
