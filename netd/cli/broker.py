@@ -13,7 +13,7 @@ from netd.cli.channels import list_channels
 from netd.cli.connections import connections_command
 from netd.cli.data import message_options, read_data
 from netd.cli.options import call, common_options, invocation
-from netd.cli.talk_options import TALKING, check_recover, linger_option, listen_options
+from netd.cli.talk_options import TALKING, check_listening, linger_option, listen_options
 from netd.cli.targets import complete_channels
 
 
@@ -93,7 +93,7 @@ def subscribe(channels: tuple[str, ...], **how: Any) -> None:
 
     A lost connection is made again, and what was missed is fetched; what cannot be fetched is shown as a gap.
     """
-    check_recover(how, channels)
+    check_listening(how, channels)
     from netd.cli import broker_talk
     from netd.cli.dial import run
 

@@ -206,7 +206,7 @@ class Run:
     async def _upgrade(self, link: Link, headers: dict[str, str], token: str | None) -> bytes:
         """RFC 6455 section 4.1. What came behind the answer."""
         url, key = self._client.address, b64encode(os.urandom(16))
-        headers |= {"Host": str(url.peer), "Upgrade": "websocket", "Connection": "Upgrade"}
+        headers |= {"Host": url.host, "Upgrade": "websocket", "Connection": "Upgrade"}
         headers |= {"Sec-WebSocket-Key": key.decode(), "Sec-WebSocket-Version": VERSION.decode()}
         headers["Sec-WebSocket-Protocol"] = "netd.msgpack"
         if token is not None:

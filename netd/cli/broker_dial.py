@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _FORMATS = {"json": "json", "msgpack": "messagepack"}
 
 _URL = click.option(
-    "--url", metavar="URL", help="ws://HOST:PORT or wss://HOST:PORT.  [default: the daemon's own broker]"
+    "--url", metavar="URL", help="ws://HOST:PORT, wss://HOST:PORT or unix:/PATH.  [default: the daemon's own broker]"
 )
 _FORMAT = click.option(
     "--format", type=click.Choice(tuple(_FORMATS)), default="json", show_default=True, help="Text, or binary."
@@ -56,6 +56,8 @@ async def client_of(how: dict[str, Any], **more: Any) -> BrokerClient:
 
 async def plain_of(how: dict[str, Any], channel: str, query: str) -> PlainSocket:
     """The same for a channel's plain messages."""
+    from dataclasses import replace
+
     from netd.cli.targets import channel_bytes
     from netd.client.broker_options import parse_url
     from netd.client.broker_plain import PlainSocket
@@ -65,9 +67,8 @@ async def plain_of(how: dict[str, Any], channel: str, query: str) -> PlainSocket
         where = parse_url(url)
         path, _, given = where.target.partition("?")
         both = "&".join(part for part in (given, query) if part)
-        scheme = "wss" if where.secure else "ws"
-        target = f"{path.rstrip('/')}/{quote(channel_bytes(channel), safe=':')}?{both}"
-        return PlainSocket(f"{scheme}://{where.peer}{target}", **options)
+        target = f"{path.rstrip('/')}/{quote(channel_bytes(channel), safe=':')}"
+        return PlainSocket(replace(where, target=f"{target}?{both}" if both else target), **options)
 
 
 async def _told(how: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -135,7 +136,9 @@ async def own_url() -> str:
     found = url_of(status)
     if found is None:
         why = "it listens on no TCP port" if status.get("running") else "it does not run ([broker] enabled)"
-        raise RequestFailed("conflict", f"cannot find the daemon's broker: {why}; or give --url", status=409)
+        raise RequestFailed(
+            "conflict", f"cannot find the daemon's broker: {why}; or give --url (also unix:/PATH)", status=409
+        )
     return found
 
 

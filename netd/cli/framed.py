@@ -12,7 +12,7 @@ import click
 from netd.cli.connections import connections_command
 from netd.cli.framed_dial import address_argument, dial_options
 from netd.cli.options import call, common_options, invocation, json_option
-from netd.cli.talk_options import TALKING, check_recover, linger_option, listen_options
+from netd.cli.talk_options import TALKING, check_listening, linger_option, listen_options
 
 
 @click.group(short_help="Framed TCP: info, connections; send, listen, connect, bench.")
@@ -98,7 +98,7 @@ def listen(address: str, channels: tuple[str, ...], **how: Any) -> None:
 
     A lost connection is made again, and what was missed is fetched; what cannot be fetched is shown as a gap.
     """
-    check_recover(how, channels)
+    check_listening(how, channels)
     from netd.cli import framed_talk
     from netd.cli.dial import run
 

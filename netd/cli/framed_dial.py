@@ -34,7 +34,7 @@ class _Address(click.ParamType):  # type: ignore[type-arg]  # generic in newer o
         try:
             parse_address(value)
         except ProtocolError as error:
-            raise click.UsageError(str(error), ctx) from None
+            raise click.UsageError(f"{error} (ADDRESS is the first argument)", ctx) from None
         return value
 
 

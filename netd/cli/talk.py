@@ -23,6 +23,7 @@ from netd.client.subscription import Gap
 from netd.errors import ClientError, NetdError, RequestFailed
 from netd.wire import messages
 from netd.wire.messages import Position
+from netd.wire.wildcards import is_wild
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -38,6 +39,7 @@ async def listen(
     made: OperationsClient,
     *,
     channels: tuple[str, ...],
+    pattern: bool,
     count: int | None,
     presence: bool,
     recover: Position | Literal["start"] | None,
@@ -64,7 +66,7 @@ async def listen(
         if not channels:
             nursery.start_soon(follow, client, True)
         else:
-            heard = [await _subscribe(client, channel, presence, recover) for channel in channels]
+            heard = [await _subscribe(client, channel, pattern, presence, recover) for channel in channels]
             for subscription in heard:
                 nursery.start_soon(follow, subscription, True)
             nursery.start_soon(follow, client, False)
@@ -73,7 +75,7 @@ async def listen(
 
 def taken_from(how: dict[str, Any]) -> dict[str, Any]:
     """What of a command's options is for `listen`; taken out of them."""
-    names = ("channels", "count", "presence", "recover", "as_json")
+    names = ("channels", "pattern", "count", "presence", "recover", "as_json")
     return {name: how.pop(name) for name in names}
 
 
@@ -86,14 +88,29 @@ def _counts(item: Any) -> bool:
 
 
 async def _subscribe(
-    client: OperationsClient, channel: str, presence: bool, recover: Position | Literal["start"] | None
+    client: OperationsClient,
+    channel: str,
+    pattern: bool,
+    presence: bool,
+    recover: Position | Literal["start"] | None,
 ) -> Subscription:
     name = channel_bytes(channel)
     if recover == "start":
         kept = await client.history(name)
         first = kept.messages[0].offset if kept.messages else None
         recover = Position(kept.epoch, first - 1 if first else kept.offset)
-    return await client.subscribe(name, recover=recover, presence=presence)
+    subscription = await client.subscribe(name, recover=recover, presence=presence, pattern=pattern)
+    if (why := _taken_for_a_name(subscription)) is not None:
+        warn(f"{why}; --pattern refuses it then")
+    return subscription
+
+
+def _taken_for_a_name(subscription: Subscription) -> str | None:
+    """What to tell whoever meant a pattern, and has one channel of such a name."""
+    tokens = subscription.name.partition(b":")[2] or subscription.name
+    if subscription.pattern or not is_wild(tokens):
+        return None
+    return f"{subscription.channel!r} is a single channel of this name: its namespace has no wildcards"
 
 
 async def say_states(client: OperationsClient, say: Callable[[str], None] = warn) -> None:
@@ -128,18 +145,22 @@ async def connect(
         talk = _Talk(client, plain, as_json, prompt and by_hand and sys.stdout.isatty() and not as_json)
         nursery.start_soon(say_states, client, talk.warn)
         nursery.start_soon(talk.show)
-        if plain is None:
-            welcome = await client.hello()
-            talk.remark(f"session {welcome.session} at {welcome.server} {welcome.version}; /help lists commands")
-        talk.ask()
-        async for line in (lines := lines_of_stdin()):
-            if not await talk.line(line):
-                break
-            if not lines.waiting:  # typed ahead
-                talk.ask()
-        else:
-            await client.flush()
-            await talk.quiet(linger)
+        try:
+            if plain is None:
+                welcome = await client.hello()
+                talk.remark(f"session {welcome.session} at {welcome.server} {welcome.version}; /help lists commands")
+            talk.ask()
+            async for line in (lines := lines_of_stdin()):
+                if not await talk.line(line):
+                    break
+                if not lines.waiting:  # typed ahead
+                    talk.ask()
+            else:
+                talk.leave()
+                await client.flush()
+                await talk.quiet(linger)
+        finally:
+            talk.leave()
         nursery.cancel_scope.cancel()
     return 1 if talk.refused and not by_hand else 0
 
@@ -181,9 +202,16 @@ class _Talk:
     def ask(self) -> None:
         """Show that a line may be typed, and where it would go."""
         if self._prompts and not self._asked:
+            self._asked = True  # first: Ctrl-C may come as soon as it is read
             sys.stdout.write(f"{printable(self._used or '')}> ")
             sys.stdout.flush()
-            self._asked = True
+
+    def leave(self) -> None:
+        """Nothing is typed any more: what comes next on the terminal, a shell's prompt too, has a line of its own."""
+        if self._asked:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+        self._asked = self._prompts = False
 
     def _beside(self, write: Callable[[], None]) -> None:
         """Have it written in place of the prompt, if that is there, and the prompt after it. What was typed stays with
@@ -275,7 +303,10 @@ class _Talk:
         self._nursery.start_soon(self._hear, subscription, scope)
         position = subscription.position
         place = f", at {position.epoch}:{position.offset}" if position is not None else ""
-        self._done(f"subscribed to {channel}{place}", channel=channel)
+        what = f"all channels that match {channel}" if subscription.pattern else f"{channel}{place}"
+        self._done(f"subscribed to {what}", channel=channel, pattern=subscription.pattern or None)
+        if (why := _taken_for_a_name(subscription)) is not None:
+            self.warn(why)
 
     async def _hear(self, subscription: Subscription, scope: trio.CancelScope) -> None:
         with scope:
@@ -345,6 +376,9 @@ class _Talk:
             print_json_line({"event": "clients", "clients": [client_json(each) for each in clients]})
             return
         rows = client_rows(clients)
+        if not rows:
+            self.remark("nobody")
+            return
         out = console()
         columns = [Column("SESSION", style="bold"), Column("NAME", narrow="cut"), Column("TRANSPORT", spare=1)]
         out.print(table([*columns, Column("TAGS", narrow="wrap", spare=2)], rows, width=out.width), crop=False)
@@ -366,7 +400,7 @@ class _Talk:
 
 
 _USAGE = {
-    "/sub": "CHANNEL",
+    "/sub": "CHANNEL (or all that match: a:b.*, a:>)",
     "/unsub": "CHANNEL",
     "/pub": "CHANNEL TEXT",
     "/use": "CHANNEL (lines are published there; without one: to the application)",

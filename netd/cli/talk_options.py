@@ -17,6 +17,11 @@ _OFFSET = re.compile(r"[0-9]{1,15}")
 listen_options = give(
     (
         click.argument("channels", metavar="[CHANNEL]...", nargs=-1),
+        click.option(
+            "--pattern",
+            is_flag=True,
+            help='The CHANNELs have wildcards ("a:b.*", "a:>"), or are refused (hub.namespace.wildcards).',
+        ),
         click.option("--count", type=click.IntRange(1), metavar="N", help="End after N messages."),
         click.option("--presence", is_flag=True, help="Show who joins and leaves, too."),
         click.option(
@@ -42,7 +47,7 @@ linger_option = click.option(
 TALKING = """Talk by hand: lines go out, what comes is printed. Input may be a pipe.
 
     \b
-    /sub CHANNEL         hear a channel
+    /sub CHANNEL         hear a channel, or all that match (a:b.*)
     /unsub CHANNEL       no longer
     /pub CHANNEL TEXT    publish
     /use CHANNEL         lines are published there
@@ -60,11 +65,15 @@ TALKING = """Talk by hand: lines go out, what comes is printed. Input may be a p
     """
 
 
-def check_recover(how: dict[str, Any], channels: tuple[str, ...]) -> None:
+def check_listening(how: dict[str, Any], channels: tuple[str, ...]) -> None:
     """`recover` as listening wants it: a Position, "start" or None. What makes no sense is misuse."""
     recover = how["recover"]
-    if recover is not None and not channels:
-        raise click.UsageError("--recover goes with a CHANNEL")
+    for name in ("pattern", "presence", "recover"):
+        if how[name] and not channels:
+            raise click.UsageError(f"--{name} goes with a CHANNEL")
+    for name in ("presence", "recover"):
+        if how[name] and how["pattern"]:
+            raise click.UsageError(f"--{name} goes without --pattern: it is of one channel")
     if recover not in (None, "start"):
         if len(channels) > 1:
             raise click.UsageError("a position is one channel's: give a single CHANNEL with --recover")

@@ -36,8 +36,8 @@ __all__ = ["BrokerClient", "Gap", "State", "Subscription", "Telemetry"]
 
 
 class BrokerClient(OperationsClient):
-    """One broker. `url` is "ws://HOST:PORT", "wss://HOST:PORT/path" or "HOST:PORT"; the keywords are those of Options.
-    Methods may run concurrently.
+    """One broker. `url` is "ws://HOST:PORT", "wss://HOST:PORT/path", "HOST:PORT" or "unix:/run/x.sock"; the keywords
+    are those of Options. Methods may run concurrently.
     """
 
     def __init__(self, url: str = DEFAULT_URL, **options: Unpack[BrokerOptions]) -> None:

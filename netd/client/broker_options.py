@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from netd.client.options import ClientOptions, SharedOptions, Tcp, local_error
+from netd.client.options import ClientOptions, SharedOptions, Tcp, Unix, local_error
 
 DEFAULT_URL = "ws://127.0.0.1:3000"
 OPERATIONS = "/ws"
@@ -25,22 +26,35 @@ _PORTS = {"ws": 80, "wss": 443, "http": 80, "https": 443}
 
 @dataclass(frozen=True)
 class Url:
-    """Where a broker is: a ws or wss URL (RFC 6455 section 3)."""
+    """Where a broker is: a ws or wss URL (RFC 6455 section 3), or a Unix socket."""
 
     secure: bool
-    peer: Tcp
+    peer: Tcp | Unix
     target: str
     """Path and query, as they stand in the request."""
 
+    @property
+    def host(self) -> str:
+        """Whom the request is for (RFC 9110 section 7.2): a Unix socket is of this machine."""
+        return "localhost" if isinstance(self.peer, Unix) else str(self.peer)
+
     def __str__(self) -> str:
+        if isinstance(self.peer, Unix):
+            return str(self.peer) if self.target == OPERATIONS else f"{self.peer} {self.target}"
         return f"{'wss' if self.secure else 'ws'}://{self.peer}{self.target}"
 
 
 def parse_url(text: str) -> Url:
-    """ "ws://HOST:PORT", "wss://HOST/path?query", "HOST:PORT"; http and https mean ws and wss. Without a path: /ws.
+    """ "ws://HOST:PORT", "wss://HOST/path?query", "HOST:PORT", "unix:/run/x.sock"; http and https mean ws and wss.
+    Without a path: /ws.
 
     ProtocolError with a sentence for the person who wrote it.
     """
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        if not path or "\0" in path:
+            raise local_error(f"cannot connect to {text!r}: a path has to follow")
+        return Url(False, Unix(Path(path)), OPERATIONS)
     if not text.isprintable() or " " in text:  # urlsplit would pass over line ends and tabs
         raise local_error(f"cannot connect to {text!r}: a URL has no such characters")
     try:
@@ -49,7 +63,7 @@ def parse_url(text: str) -> Url:
     except ValueError as error:
         raise local_error(f"cannot connect to {text!r}: {error}") from None
     if parts.scheme not in _PORTS or not parts.hostname or port == 0:
-        raise local_error(f'cannot connect to {text!r}: write "ws://HOST:PORT" or "wss://HOST:PORT"')
+        raise local_error(f'cannot connect to {text!r}: write "ws://HOST:PORT", "wss://HOST:PORT" or "unix:/PATH"')
     if "@" in parts.netloc:
         raise local_error("cannot connect to a URL with a user's name in it: give the token as token=...")
     if "#" in text:
@@ -85,7 +99,7 @@ class Options(ClientOptions):
     headers: Mapping[str, str] = field(default_factory=dict)
     """More headers of that request (a proxy between may want some)."""
     write_timeout: float = 20.0
-    """A peer that takes so long for 16 KiB of what waits for it counts as lost."""
+    """A peer that takes nothing of what waits for it for so long counts as lost."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,13 +117,13 @@ class Options(ClientOptions):
                 raise local_error(f"cannot use header {name!r}: it is the WebSocket's own")
 
 
-def agreed(url: str, options: Options) -> tuple[Url, Options]:
+def agreed(url: str | Url, options: Options) -> tuple[Url, Options]:
     """The two as they go together: wss asks for TLS, and TLS for wss."""
-    where = parse_url(url)
+    where = parse_url(url) if isinstance(url, str) else url
     if where.secure and not options.tls:
         return where, replace(options, tls=True)
     if options.tls and not where.secure:
-        raise local_error(f"cannot use TLS with {url!r}: write wss://")
+        raise local_error(f"cannot use TLS with {str(url)!r}: write wss://HOST:PORT")
     return where, options
 
 

@@ -17,14 +17,14 @@ from netd.client.plain import PlainFace
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from netd.client.broker_options import BrokerOptions
+    from netd.client.broker_options import BrokerOptions, Url
     from netd.client.inbox import Inbox
 
 
 class PlainSocket(OperationsClient):
     """Iterating yields what comes; `send` says something."""
 
-    def __init__(self, url: str, **options: Unpack[BrokerOptions]) -> None:
+    def __init__(self, url: str | Url, **options: Unpack[BrokerOptions]) -> None:
         where, self.options = agreed(url, Options(**options))
         super().__init__(where, self.options)
         self._face = _Values(self._account)

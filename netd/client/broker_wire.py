@@ -6,7 +6,8 @@
 
 What trio-websocket leaves to its user is done here:
 - its writes only ever add to `out`, and one task of ours empties that: a send that is cancelled cannot tear a frame, a
-  ping is answered while a large message is on its way, and a peer that takes nothing for `write_timeout` is lost;
+  ping is answered while a large message is on its way, and a peer that takes nothing for `write_timeout` is lost (where
+  the kernel does not say what it has taken: that takes less than PIECE);
 - the pump takes every message at once, so that its reader never waits for us and sees what lies behind (pings, close);
 - nothing is read from the socket while messages wait in `ready`: a user who does not read is felt by the peer, and
   `ready` holds what one read brought at most. Nor while the peer leaves ANSWERS bytes of pongs untaken;
@@ -29,6 +30,7 @@ from wsproto.utilities import ProtocolError as WebSocketError
 from netd.client.broker_options import bearer
 from netd.client.connection import LAST_WORDS, Ended, Loss, why
 from netd.client.link import CHUNK, dial
+from netd.client.options import Unix
 from netd.client.refusals import refused_upgrade
 from netd.client.session import loss_of
 from netd.errors import DaemonUnreachable, NetdError, ProtocolError
@@ -46,16 +48,22 @@ if TYPE_CHECKING:
     from netd.client.state import Counters
 
 PIECE = 16 * 1024
-"""Bytes of one write: each has `write_timeout` for itself."""
+"""Bytes of one write."""
+LOOKS = 4
+"""Looks at what the peer has taken, within `write_timeout`."""
 ANSWERS = 256 * 1024
 """Bytes that may wait for a peer before nothing more is read from it."""
 HEAD = 64 * 1024
 """Bytes of the answer to the upgrade, its body included."""
 _CLOSE = 0x80 | websocket.CLOSE
+_STRANGE = "the peer does not speak WebSocket as it should"
 _ABNORMAL = 1006
 _NO_STATUS = 1005
 _TOO_LARGE = "Exceeded maximum message size"  # trio-websocket, closing of its own accord
 _OPEN = "it ended the connection instead of answering; does it speak WebSocket there?"
+_OPEN_PLAIN = "it ended the connection instead of answering; does it want TLS (wss://)?"
+_TLS_ALERT = b"\x15\x03"
+"""How a TLS server may begin its answer to what is no TLS (RFC 8446 section 5.1)."""
 
 
 class BrokerTransport:
@@ -96,7 +104,7 @@ class BrokerTransport:
             headers["Authorization"] = bearer(token)
         patience = self._options.connect_timeout
         deadline = trio.current_time() + patience
-        link = await dial(self.address.peer, self._options)
+        link = await dial(self.address.peer, self._options, plain="write ws://")
         wire = BrokerWire(link, self, self._options, counters)
         try:
             with trio.fail_at(deadline):
@@ -143,6 +151,8 @@ class BrokerWire:
         """Bytes of messages among those that wait; the rest are answers."""
         self._unwritten: BaseException | None = None
         """What writing met."""
+        self._writing = trio.CancelScope()
+        """Of the latest write."""
         self._parted: trio.Event | None = None
         """Once we say goodbye: set when it is said."""
         # in
@@ -221,6 +231,7 @@ class BrokerWire:
         with self._scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._flush)
+                nursery.start_soon(self._look)
                 with self._opening:
                     self._ws = await self._upgrade(nursery, headers)
                     self._upgraded = True
@@ -229,16 +240,17 @@ class BrokerWire:
                     await self._pump()
                 nursery.cancel_scope.cancel()
         if not self._upgraded:
-            raise self._refused or DaemonUnreachable(
-                f"cannot connect to {self._url}: {self._broken.reason if self._broken is not None else _OPEN}"
-            )
+            plain = not self._url.secure and not isinstance(self._url.peer, Unix)
+            wordless = _OPEN_PLAIN if plain and not self._head else _OPEN
+            why = wordless if self._broken is None else self._broken.reason
+            raise self._refused or DaemonUnreachable(f"cannot connect to {self._url}: {why}")
 
     async def _upgrade(self, nursery: trio.Nursery, headers: dict[str, str]) -> WebSocketConnection:
         format = "netd.json" if self._options.format == "json" else "netd.msgpack"
         return await wrap_client_stream(
             cast("trio.Nursery", _Reading(nursery, self)),
             cast("trio.SocketStream", _Stream(self)),
-            str(self._url.peer),
+            self._url.host,
             self._url.target,
             subprotocols=[] if self._plain else [format],
             extra_headers=[(name.encode(), value.encode()) for name, value in headers.items()],
@@ -252,8 +264,11 @@ class BrokerWire:
             await task()
         except ConnectionRejected as answer:
             self._refused = refused_upgrade(self._url, answer.status_code, answer.headers, answer.body)
+        except h11.LocalProtocolError:  # its own answer to what is no HTTP is one that only a server can give
+            self._broken = self._broken or Loss(
+                "the peer does not speak WebSocket as it should; is this the address of a broker?"
+            )
         except (HandshakeError, WebSocketError, ConnectionClosed, h11.ProtocolError) as error:
-            # the last: its own answer to what is no HTTP is one that only a server can give
             self._broken = self._broken or Loss(f"the peer does not speak WebSocket as it should ({error})")
         finally:
             if not self._upgraded:
@@ -309,8 +324,10 @@ class BrokerWire:
                 while self._out or self._link.unsent:
                     piece = bytes(self._out[:PIECE])
                     del self._out[:PIECE]
-                    with trio.fail_after(self._options.write_timeout):
+                    with trio.move_on_after(self._options.write_timeout) as self._writing:
                         await self._link.send(piece)
+                    if self._writing.cancelled_caught:
+                        raise trio.TooSlowError
                     self._counters.bytes_out += len(piece)
                 self._own = 0
                 self._drained.set()
@@ -322,6 +339,17 @@ class BrokerWire:
             self._arrived.set()
         self._out.clear()
         self._drained.set()
+
+    async def _look(self) -> None:
+        """Whoever takes a little, however little, is not lost."""
+        timeout = self._options.write_timeout
+        before: int | None = None
+        while True:
+            await trio.sleep(timeout / LOOKS)
+            left = self._link.untaken
+            if left is not None and left != before:
+                self._writing.deadline = trio.current_time() + timeout
+            before = left
 
     # --- what trio-websocket takes for its stream ---------------------------------------------------------------------
 
@@ -353,6 +381,9 @@ class BrokerWire:
             return b""
         self._counters.bytes_in += len(data)
         if not self._upgraded:
+            if not self._head and data.startswith(_TLS_ALERT) and not self._link.tls:
+                self._broken = Loss("the peer speaks TLS; write wss://")
+                return b""
             self._head += len(data)
             if self._head > HEAD:
                 self._broken = Loss(f"its answer to the upgrade has more than {HEAD} bytes")

@@ -25,6 +25,7 @@ import random
 import ssl
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, cast
+from weakref import WeakSet
 
 import trio
 
@@ -158,7 +159,7 @@ class Connection:
         self._account = account
         account.before_wait = self.push
         self._backoff = Backoff(options.again)
-        self._watchers: list[States] = []
+        self._watchers: WeakSet[States] = WeakSet()
         self._nursery: trio.Nursery
         # of the wire that lives
         self._wire: Wire | None = None
@@ -255,6 +256,10 @@ class Connection:
         self._timers.set()
         self._renewal.set()
 
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        """Have it called, unless the client ends before."""
+        self._nursery.start_soon(_called, seconds, call)
+
     def drop(self, loss: Loss) -> None:
         """End the connection that lives, for this reason."""
         if self._loss is None:
@@ -302,7 +307,7 @@ class Connection:
         watcher = States(self._watchers)
         watcher.note(self.state)
         if not self.over:
-            self._watchers.append(watcher)
+            self._watchers.add(watcher)
         return watcher
 
     # --- across connections -------------------------------------------------------------------------------------------
@@ -397,9 +402,11 @@ class Connection:
         self._idle.set()
         self.queue.clear()
         self.face.closed(error)
-        self._note(State("closed", reason=str(error) if error is not None else reason))
-        self._watchers.clear()
         self._senders.unpark_all()
+        try:
+            self._note(State("closed", reason=str(error) if error is not None else reason))
+        finally:
+            self._watchers.clear()
 
     # --- one connection -----------------------------------------------------------------------------------------------
 
@@ -441,14 +448,19 @@ class Connection:
         """Of all that went wrong, what came first: what we were told or decided, what reading met, what writing met."""
         if self.face.ready:
             self._understood = True
-        elif not self._understood and self._loss is not None and self.counters.undecodable:
-            return self._speaks_otherwise(self._loss)
+        elif not self._understood and self.counters.undecodable and (loss := self._loss or ended) is not None:
+            return self._speaks_otherwise(loss)
         if self._loss is not None:
             return self._loss
         loss = ended or self._write_failed or Loss("the connection broke")
         if trio.current_time() - wire.opened < WORDLESS and not self.counters.bytes_in:
             missing = self.transport.missing(wire)
-            return replace(loss, reason=f"{loss.reason} before it said anything" + (f"; {missing}" if missing else ""))
+            reason = f"{loss.reason} before it said anything" + (f"; {missing}" if missing else "")
+            if self.face.ready or self.counters.connections > 1 or self._backoff.policy.patient:
+                return replace(loss, reason=reason)
+            # the very first hello was not even refused: this is as good as a first connection that cannot be made
+            error = DaemonUnreachable(f"cannot use operations with {self.address}: {reason}")
+            return Loss(reason, ends=True, error=error)
         return loss
 
     def _speaks_otherwise(self, loss: Loss) -> Loss:
@@ -566,6 +578,11 @@ class Connection:
     def _put(self, framed: bytes, priority: int, ticket: Ticket | None) -> None:
         self.queue.put(framed, priority, ticket)
         self._wake.set()
+
+
+async def _called(seconds: float, call: Callable[[], None]) -> None:
+    await trio.sleep(seconds)
+    call()
 
 
 def why(error: BaseException) -> str:

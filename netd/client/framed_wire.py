@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from netd.client.state import Counters
     from netd.wire.framing import Framing
 
+_PLAIN = "leave it out (tls, --tls)"
 _TLS_ALERT = b"\x15\x03"
 """How a TLS server begins its answer to what is no TLS (RFC 8446 section 5.1)."""
+_HTTP = b"HTTP/"
 
 
 class FramedTransport:
@@ -57,7 +59,7 @@ class FramedTransport:
         return payload if self._options.framing == "none" else frame(payload)
 
     async def dial(self, nursery: trio.Nursery, counters: Counters, face: Face) -> Wire:
-        return FramedWire(await dial(self.address, self._options), self._options, counters)
+        return FramedWire(await dial(self.address, self._options, plain=_PLAIN), self._options, counters)
 
     def opening(self) -> list[bytes]:
         return first_payloads(self._options, self._signer)
@@ -65,7 +67,7 @@ class FramedTransport:
     def missing(self, wire: Wire) -> str:
         shake = "another handshake" if self._options.greets else "a handshake"
         tls = isinstance(wire, FramedWire) and wire.link.tls
-        return f"does it want {shake if tls else f'TLS, or {shake}'}?"
+        return f"does it want {shake if tls else f'TLS (tls=True, --tls), or {shake}'}?"
 
 
 class FramedWire:
@@ -121,11 +123,17 @@ class FramedWire:
                 continue
             payloads = self._decoder.receive(data)
             if (error := self._decoder.error) is not None:
-                alert = not self.link.tls and data.startswith(_TLS_ALERT)
-                self._broken = Loss(f"{error}{'; does it want TLS?' if alert else ''}")
+                self._counters.undecodable += 1
+                self._broken = Loss(f"{error}{self._guess(data)}")
             if payloads:
                 return payloads
         raise Ended(self._broken)
+
+    def _guess(self, data: bytes) -> str:
+        """What the peer speaks, if that is easily told."""
+        if data.startswith(_TLS_ALERT) and not self.link.tls:
+            return "; does it want TLS (tls=True, --tls)?"
+        return "; it speaks HTTP: is this the address of a framed listener?" if data.startswith(_HTTP) else ""
 
     def _end(self) -> Loss:
         if self._decoder.buffered:

@@ -5,6 +5,8 @@ Rules:
   next read from the socket. What a single read brings may be beyond the bound, and nothing more;
 - while somebody awaits an answer, reading goes on to EXTRA times the bound: whoever publishes inside a loop over a
   subscription must not wait for an answer that lies behind the very messages it has not read yet;
+- a queue that nobody is interested in has a share of the account at most, and forgets its oldest: or what is unread
+  there would hold up all others;
 - taking is cancellable and loses nothing;
 - whoever begins to wait has what is queued sent first (`before_wait`): it may be what the awaited answers.
 """
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 EXTRA = 8
+SHARE = 0.75
+"""Of the account's bounds, what a queue that nobody is interested in may hold."""
 
 
 class Account:
@@ -80,8 +84,10 @@ class Inbox(Generic[T]):
         self._arrived = trio.Event()
         self._ended = False
         self._error: NetdError | None = None
+        self._size = 0
         self.recent = recent
-        """While nobody has shown interest: keep at most so many, the oldest go (`missed`). None: keep all."""
+        """While nobody has shown interest: keep at most so many, and SHARE of the account, the oldest go (`missed`).
+        None: keep all."""
         self.missed = 0
 
     def __len__(self) -> int:
@@ -94,20 +100,32 @@ class Inbox(Generic[T]):
     def put(self, item: T | NetdError, size: int) -> None:
         if self._ended:
             return
-        if self.recent is not None and len(self._items) >= self.recent:
-            self._forget(self._items.popleft()[1])
+        if self.recent is not None and not self._make_way(self.recent, size):
             self.missed += 1
+            return
         self._items.append((item, size))
+        self._size += size
         self._account.add(size)
         self._arrived.set()
+
+    def _make_way(self, recent: int, size: int) -> bool:
+        """Whether there is room for this one, of which the oldest give what they have."""
+        most, most_bytes = min(recent, self._account.most_messages * SHARE), self._account.most_bytes * SHARE
+        if most < 1 or size > most_bytes:
+            return False
+        while len(self._items) + 1 > most or self._size + size > most_bytes:
+            self._forget(self._items.popleft()[1])
+            self.missed += 1
+        return True
 
     def end(self, error: NetdError | None = None, *, discard: bool = False) -> None:
         """Nothing more comes. What is here can still be read, then the reader gets `error`, or just the end."""
         if not self._ended:
             self._ended, self._error = True, error
         if discard:
-            self._account.subtract(len(self._items), sum(size for _, size in self._items))
+            self._account.subtract(len(self._items), self._size)
             self._items.clear()
+            self._size = 0
         self._arrived.set()
 
     async def take(self) -> T:
@@ -156,6 +174,7 @@ class Inbox(Generic[T]):
         return item
 
     def _forget(self, size: int) -> None:
+        self._size -= size
         self._account.subtract(1, size)
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 CHUNK = 65536
 """Bytes of one read."""
+_OTHER_NAME = (62, 64)
+"""X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH (openssl/x509_vfy.h)."""
 MAX_ANSWERS = 256 * 1024
 """Bytes that TLS wants to say on its own account before they are sent; more is a peer that plays games."""
 
@@ -76,6 +79,18 @@ class Link:
         TLS layer has to say on its own account.
         """
         return bool(self._rest or self._broken) or (self._layer is not None and self._layer.pending > 0)
+
+    @property
+    def untaken(self) -> int | None:
+        """Bytes that the kernel has and the peer has not (SIOCOUTQ, tcp(7)); None where nobody can tell."""
+        try:
+            import fcntl
+            import termios
+
+            answer = fcntl.ioctl(self._stream.socket.fileno(), termios.TIOCOUTQ, bytes(4))
+        except (ImportError, OSError, ValueError):  # it is Linux' word for it; the last: the socket is closed
+            return None
+        return int.from_bytes(answer, sys.byteorder)
 
     async def send(self, data: bytes) -> None:
         """All of it, or trio.BrokenResourceError. Cancelled, the connection cannot be used any more."""
@@ -148,19 +163,22 @@ def _nothing() -> None:
 # --- making one -------------------------------------------------------------------------------------------------------
 
 
-async def dial(address: Tcp | Unix, options: ClientOptions) -> Link:
-    """Connect and, for TLS, shake hands."""
+async def dial(address: Tcp | Unix, options: ClientOptions, *, plain: str = "leave it out") -> Link:
+    """Connect and, for TLS, shake hands. `plain`: how a person asks for a connection without it."""
+    connected = False
     try:
         with trio.fail_after(options.connect_timeout):
             stream = await _connect(address, options)
+            connected = True
             try:
-                return await _secured(stream, address, options)
+                return await _secured(stream, address, options, plain)
             except BaseException:
                 stream.socket.close()
                 raise
     except trio.TooSlowError:
+        what, advice = ("use TLS with", f"; if it has none, {plain}") if connected else ("connect to", "")
         raise DaemonUnreachable(
-            f"cannot connect to {address}: no answer within {options.connect_timeout:g} s"
+            f"cannot {what} {address}: no answer within {options.connect_timeout:g} s{advice}"
         ) from None
     except OSError as error:
         raise DaemonUnreachable(f"cannot connect to {address}: {_reasons(error)}") from error
@@ -248,7 +266,7 @@ def _reasons(error: OSError) -> str:
 # --- TLS --------------------------------------------------------------------------------------------------------------
 
 
-async def _secured(stream: trio.SocketStream, address: Tcp | Unix, options: ClientOptions) -> Link:
+async def _secured(stream: trio.SocketStream, address: Tcp | Unix, options: ClientOptions, plain: str) -> Link:
     if options.tls is None or options.tls is False:
         return Link(stream)
     from netd.net.tls import TlsLayer, handshake
@@ -262,10 +280,25 @@ async def _secured(stream: trio.SocketStream, address: Tcp | Unix, options: Clie
     try:
         received = await handshake(layer, stream)
     except ProtocolError as error:
-        raise DaemonUnreachable(f"cannot use TLS with {address}: {error}") from error
+        why = str(error).rstrip(".")
+        raise DaemonUnreachable(f"cannot use TLS with {address}: {why}{_advice(error, plain)}") from error
     except trio.BrokenResourceError as error:
-        raise DaemonUnreachable(f"cannot use TLS with {address}: {error.__cause__ or error}") from error
+        raise DaemonUnreachable(
+            f"cannot use TLS with {address}: {error.__cause__ or error}{_advice(None, plain)}"
+        ) from error
     return Link(stream, layer, received)
+
+
+def _advice(error: ProtocolError | None, plain: str) -> str:
+    """What a person may try after a handshake that failed."""
+    reason = error.__context__ if error is not None else None
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        if reason.verify_code in _OTHER_NAME:
+            return "; give the name that it has (server_name, --server-name)"
+        return "; name who signed it (ClientTls(ca=...), --ca)"
+    if isinstance(reason, ssl.SSLError):
+        return f"; {plain}" if reason.reason == "WRONG_VERSION_NUMBER" else ""
+    return f"; if it has none, {plain}"
 
 
 def tls_context(options: ClientOptions) -> tuple[ssl.SSLContext, str | None]:

@@ -1,4 +1,5 @@
-"""A WebSocket's upgrade that was refused, as an error with a sentence: who refused, and by which rule. Pure.
+"""What was refused, an operation or a WebSocket's upgrade, as an error with a sentence: who refused, and by which rule.
+Pure. Of an upgrade:
 
 401, 403, 404 ...     asking again would bring the same answer: RequestFailed ends the client
 429, 5xx              it may have room later: DaemonUnreachable, with what Retry-After asks for
@@ -15,9 +16,26 @@ from netd.errors import DaemonUnreachable, RequestFailed
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from netd.wire.messages import Error
+
 _KINDS = {400: "invalid", 401: "denied", 403: "denied", 404: "not-found", 421: "denied", 426: "unsupported"}
 _LONGEST = 300
 """Characters of what the peer says."""
+_STATUS = {
+    "invalid": 400,
+    "denied": 403,
+    "not-found": 404,
+    "too-large": 413,
+    "rate": 429,
+    "unsupported": 501,
+    "too-many": 503,
+}
+"""Of the daemon's codes, what HTTP would say."""
+
+
+def refused(error: Error) -> RequestFailed:
+    """The error for the daemon's answer to an operation."""
+    return RequestFailed(error.code, error.message, status=_STATUS.get(error.code, 500))
 
 
 def refused_upgrade(

@@ -9,7 +9,8 @@ Rules:
 - a Subscription sees every message of its channel once and in order; where that was not possible it sees a Gap;
 - one with wildcards sees those of all channels that match, each in order; nothing is fetched for it, so that every
   reconnect is a Gap. A message that several subscriptions match comes once, and each of them sees it;
-- subscriptions go ahead of the queue, so that what the user sends next already finds them;
+- subscriptions go ahead of the queue, so that what the user sends next already finds them; one that the daemon had
+  given us and is too busy for now ("rate") is asked for again, not lost;
 - the daemon's close says whether coming back makes sense: NORMAL ends the client in peace, FINAL codes end it with an
   error, others are a loss like any.
 """
@@ -28,6 +29,7 @@ from msgspec import UNSET
 from netd.client.connection import Loss
 from netd.client.inbox import Account, Inbox
 from netd.client.queue import NORMAL, Ticket
+from netd.client.refusals import refused
 from netd.client.state import MOST_AWAY, Place, Way
 from netd.client.subscription import PLACES, Subscription, readable
 from netd.errors import DaemonUnreachable, NetdError, ProtocolError, RequestFailed
@@ -64,15 +66,6 @@ FINAL = {
 """Close codes after which the daemon would only close again."""
 _PASSING = ("rate", "too-many")
 """Refusals of a hello that time may mend."""
-_STATUS = {
-    "invalid": 400,
-    "denied": 403,
-    "not-found": 404,
-    "too-large": 413,
-    "rate": 429,
-    "unsupported": 501,
-    "too-many": 503,
-}
 _UNREADABLE = "cannot read the request: "
 RENEW_AT = 0.8
 """Of the time that a token is good for, how much passes before the function that gives tokens is asked for another."""
@@ -82,6 +75,8 @@ RENEW_AGAIN = 5.0
 """Seconds until that is tried again."""
 RENEW_SPREAD = 1.0
 """Seconds within which a token that counts no more is replaced: all clients are told at once."""
+ASK_AGAIN = 0.5
+"""Seconds, and as much again at random, until a subscription that the daemon is too busy for is asked for again."""
 RECENT = 1024
 """Events kept for a user who has not begun to read them."""
 _SILENT_BEATS = 3.0
@@ -209,7 +204,7 @@ class Session:
             for subscription, taken in lost.items():
                 if self.subscriptions.get(subscription.name) is subscription:
                     self._forget(subscription.name)
-                    subscription.end(_failed(taken))
+                    subscription.end(refused(taken))
 
     def _expires(self, seconds: float | None) -> None:
         """The token is good for so long; None: for ever. Only a function gives another."""
@@ -270,7 +265,7 @@ class Session:
                 state = "no answer" if pending.left else f"it could not be sent, the connection is {self._state()}"
                 raise DaemonUnreachable(f"cannot {what}: {state} within {timeout:g} s")
             case messages.Error() as error:
-                raise _failed(error)
+                raise refused(error)
             case NetdError() as error:
                 raise error
             case answer:
@@ -339,6 +334,16 @@ class Session:
         ref = next(self._refs)
         self._subscribing[ref] = subscription
         self.connection.say_first(messages.encode(subscription.request(ref), self.format))
+
+    def _ask_later(self, subscription: Subscription) -> None:
+        """After a reconnect all are asked for at once, which may be more than the daemon takes of one session."""
+        welcome = self.welcome
+
+        def ask() -> None:
+            if self.ready and self.welcome is welcome and self.subscriptions.get(subscription.name) is subscription:
+                self._ask(subscription)
+
+        self.connection.later(ASK_AGAIN * random.uniform(1, 2), ask)
 
     def _abandon(self, subscription: Subscription) -> None:
         """Nobody waits for this subscription any more; the daemon may have made it."""
@@ -456,9 +461,11 @@ class Session:
         elif isinstance(ref, int) and (subscription := self._subscribing.pop(ref, None)) is not None:
             if self.subscriptions.get(subscription.name) is not subscription:
                 return
-            if isinstance(event, messages.Error):
+            if isinstance(event, messages.Error) and event.code == "rate" and subscription.begun:
+                self._ask_later(subscription)
+            elif isinstance(event, messages.Error):
                 self._forget(subscription.name)
-                subscription.end(_failed(event))
+                subscription.end(refused(event))
             else:
                 before = subscription.pattern
                 subscription.confirm(event)
@@ -498,7 +505,7 @@ class Session:
         if subscription is None:
             self.events.put(error, size)
         else:
-            subscription.end(_failed(error))
+            subscription.end(refused(error))
 
     def _welcomed(self, welcome: messages.Welcome) -> None:
         if self._resuming and self.welcome is not None and welcome.session == self.welcome.session:
@@ -522,7 +529,7 @@ class Session:
             self._way.given(None)
             self.connection.say_first(self._hello(None))  # the secret was too old; come as somebody new
             return
-        failed = _failed(error)
+        failed = refused(error)
         if error.code in _PASSING and self.welcome is not None:
             self.connection.drop(Loss(str(failed)))
             return
@@ -577,10 +584,6 @@ def _plain_data(event: Any) -> Any:
     if event.data is UNSET and event.data64 is not UNSET:
         return msgspec.structs.replace(event, data=event.data64, data64=UNSET)
     return event
-
-
-def _failed(error: messages.Error) -> RequestFailed:
-    return RequestFailed(error.code, error.message, status=_STATUS.get(error.code, 500))
 
 
 def loss_of(close: messages.Close) -> Loss:

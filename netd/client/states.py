@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING
 import trio
 
 if TYPE_CHECKING:
+    from weakref import WeakSet
+
     from netd.client.state import State
 
 
 class States:
     """The connection's states as they change: an async iterator that ends after "closed".
 
-    At most KEPT are kept for a reader that does not read; the oldest go.
+    At most KEPT are kept for a reader that does not read; the oldest go. One that is dropped (a loop that was left) is
+    told nothing more, and costs nothing.
     """
 
     KEPT = 64
 
-    def __init__(self, watchers: list[States]) -> None:
+    def __init__(self, watchers: WeakSet[States]) -> None:
         self._watchers = watchers
         self._kept: deque[State] = deque(maxlen=self.KEPT)
         self._changed = trio.Event()
@@ -45,5 +48,4 @@ class States:
 
     def close(self) -> None:
         """Nobody reads any more."""
-        if self in self._watchers:
-            self._watchers.remove(self)
+        self._watchers.discard(self)

@@ -44,7 +44,8 @@ class Subscription:
     """One channel, or all that match. An async iterator of Message and Gap (and, with `presence`, of Joined and Left).
 
     It ends when it is unsubscribed or the client is closed; if the daemon takes it away (the permission was withdrawn),
-    iterating raises RequestFailed. As `async with` it unsubscribes at the end.
+    iterating raises RequestFailed. As `async with` it unsubscribes at the end; leaving a loop over it does not. One
+    that is read no more should be unsubscribed: what it holds counts, and past the bounds the others wait for it.
     """
 
     def __init__(self, session: Session, channel: bytes, place: Place, presence: bool, wild: bool = False) -> None:
@@ -64,6 +65,11 @@ class Subscription:
         self.live = False
         """Whether the daemon has confirmed it on this connection."""
         self.error: NetdError | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether the daemon has ever confirmed it."""
+        return self._confirmed.is_set()
 
     @property
     def channel(self) -> str | bytes:

@@ -267,6 +267,49 @@ def test_an_iterator_ends_with_its_subscription_and_says_what_it_could_not_keep(
     assert page.seen("error")[-1] == taken["error"]
 
 
+def test_who_leaves_the_loop_ends_the_subscription(page, peer, begun):
+    page.run(
+        """globalThis.sub = client.subscribe('public:a');
+        globalThis.first = (async () => { for await (const message of sub) return message.data; })()"""
+    )
+    begun.confirm("public:a", epoch="e1", offset=0)
+    begun.publish(1, 2)
+    assert page.run("return (await first)") == 1
+    begun.say(type="ok", channel="public:a", ref=begun.request("unsubscribe")["ref"])
+    assert page.run("return [sub.live, (await sub[Symbol.asyncIterator]().next()).done]") == [False, True]
+    page.run("client.subscribe('public:a')")
+    begun.confirm("public:a")
+
+
+def test_who_only_wants_the_next_one_stays_subscribed(page, peer, begun):
+    page.run("globalThis.sub = client.subscribe('public:a'); globalThis.steps = sub[Symbol.asyncIterator]()")
+    begun.confirm("public:a", epoch="e1", offset=0)
+    begun.publish(1, 2)
+    assert page.run("return [(await steps.next()).value.data, sub.live]") == [1, True]
+    assert page.run("return (await steps.next()).value.data") == 2
+
+
+def test_an_iterator_has_a_bound_of_bytes_too_and_keeps_the_newest(page, peer):
+    link = greeted(page, peer, "{ inboxBytes: 1000 }")
+    page.run("globalThis.sub = client.subscribe('public:a')")
+    link.confirm("public:a", epoch="e1", offset=0)
+    for offset, size in enumerate((400, 400, 400, 5000), 1):
+        link.say(type="message", channel="public:a", data="x" * size, offset=offset, epoch="e1")
+    link.say(type="text", text="behind them")
+    page.until("seen.some(([name]) => name == 'text')")
+    assert page.seen("gap") == [{"channel": "public:a", "epoch": "e1", "missed": None}]
+    assert page.run("return (await sub[Symbol.asyncIterator]().next()).value.data.length") == 5000
+
+
+def test_what_a_handler_takes_cannot_be_iterated_over_too(page, peer, begun):
+    subscribed(page, begun)
+    taken = page.run("return outcome((async () => { for await (const message of sub) return message; })())")
+    assert taken["error"]["kind"] == "invalid"
+    assert "its messages go to a handler" in taken["error"]["message"]
+    begun.publish(5)
+    page.until("seen.some(([name]) => name == 'got')")
+
+
 def test_a_refused_subscription_says_so_and_one_that_came_too_fast_is_asked_for_again(page, peer):
     page.later(0)
     begun = greeted(page, peer)

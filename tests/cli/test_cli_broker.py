@@ -1,4 +1,7 @@
-"""`netctl broker`: the service from a fake daemon's answers, the client commands with a broker that a test scripts."""
+"""`netctl broker`: the service from a fake daemon's answers, the client commands with a broker that a test scripts.
+
+Over 600 lines, and one file all the same: all its commands talk to the same scripted broker.
+"""
 
 from __future__ import annotations
 
@@ -105,6 +108,9 @@ def test_where_clients_of_this_machine_connect(address, tls, url):
         ["publish", "a", "x", "--url", "ws://h:1", "--token", "a", "--token-file", __file__],
         ["publish", "a", "x", "--url", "ws://h:1", "--tag", "x"],
         ["subscribe", "--recover", "start"],
+        ["subscribe", "--pattern"],
+        ["subscribe", "a.*", "--pattern", "--recover", "start"],
+        ["subscribe", "a.*", "--pattern", "--presence"],
         ["subscribe", "a", "b", "--recover", "e:1"],
         ["subscribe", "a", "--recover", "x"],
         ["subscribe", "a", "--recover", "e:²"],
@@ -273,6 +279,59 @@ def test_subscribe_goes_on_over_a_lost_connection(netctl):
     assert (second["data"], second["from"]) == ("new", "s-7")
     assert "connection lost" in said.stderr
     assert "connected again" in said.stderr
+
+
+def test_a_pattern_is_asked_for_as_one_and_shows_the_channels_that_match(netctl):
+    async def script(peer):
+        link = await peer.accept()
+        await link.welcome()
+        asked = await link.request(Subscribe)
+        seen.append((asked.channel, asked.pattern))
+        await link.say(Ok(ref=asked.ref, channel="public:a.*", pattern=True))
+        await link.say(Message("public:a.b", data="x", offset=4, epoch="e"), Message("public:a.c", data="y"))
+        await link.ended()
+
+    seen = []
+    with served(BrokerPeer(), script) as url:
+        said = netctl("broker", "subscribe", "--pattern", "public:a.*", "--count", "2", "--url", url)
+    assert seen == [("public:a.*", True)]
+    assert lines_of(said.stdout) == ["public:a.b 4  daemon  x", "public:a.c  daemon  y"]
+    assert (said.exit_code, said.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("channel", "hint"), [("tame:a.>", True), ("*", True), ("tame:a*b", False), ("tame:>.a", False)]
+)
+def test_what_only_looks_like_a_pattern_is_said_to_be_a_channel(netctl, channel, hint):
+    async def script(peer):
+        link = await peer.accept()
+        await link.welcome()
+        asked = await link.confirm(channel)
+        assert not asked.pattern
+        await link.say(Message(channel, data="x"))
+        await link.ended()
+
+    with served(BrokerPeer(), script) as url:
+        said = netctl("broker", "subscribe", channel, "--count", "1", "--url", url)
+    told = f"netctl: {channel!r} is a single channel of this name: its namespace has no wildcards; --pattern refuses it"
+    assert said.stderr == (f"{told} then\n" if hint else "")
+    assert said.exit_code == 0
+
+
+def test_a_pattern_that_is_refused_is_one_sentence(netctl):
+    async def script(peer):
+        link = await peer.accept()
+        await link.welcome()
+        asked = await link.request(Subscribe)
+        await link.say(
+            Error(code="unsupported", message="cannot: no wildcards (hub.namespace.0.wildcards)", ref=asked.ref)
+        )
+        await link.ended()
+
+    with served(BrokerPeer(), script) as url:
+        said = netctl("broker", "subscribe", "--pattern", "tame:a.*", "--url", url)
+    assert said.stderr == "netctl: cannot: no wildcards (hub.namespace.0.wildcards)\n"
+    assert said.exit_code != 0
 
 
 def test_subscribe_without_a_channel_shows_what_is_sent_to_this_session(netctl):

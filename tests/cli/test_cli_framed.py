@@ -428,7 +428,7 @@ def test_a_peer_that_hangs_up_without_a_word_may_have_taken_it_or_not(netctl, mo
     assert said.exit_code == 69
     assert said.stderr == (
         f"netctl: cannot tell whether {address} took it: "
-        f"the peer ended the connection before it said anything; does it want TLS, or {wanted}?\n"
+        f"the peer ended the connection before it said anything; does it want TLS (tls=True, --tls), or {wanted}?\n"
     )
 
 
@@ -442,7 +442,7 @@ def test_a_tls_server_is_recognised_by_its_alert(netctl):
     with served(serve) as address:
         said = netctl("framed", "send", address, "hello")
     assert said.exit_code == 69
-    assert said.stderr.endswith("does it want TLS?\n")
+    assert said.stderr.endswith("does it want TLS (tls=True, --tls)?\n")
 
 
 def test_what_comes_back_is_no_refusal(netctl):
@@ -611,6 +611,8 @@ async def hub(peer) -> None:
             await link.close()
             return
         match request:
+            case Subscribe() if request.channel.startswith("wild:"):
+                await link.say(Ok(ref=request.ref, channel=request.channel, pattern=True))
             case Subscribe():
                 await link.say(Ok(ref=request.ref, channel=request.channel, epoch="e", offset=4))
             case Publish():
@@ -683,6 +685,20 @@ said here
     assert any(re.fullmatch(r"-- [\d.e-]+ ms", line) for line in lines)
 
 
+def test_connect_says_what_a_name_with_wildcards_is_taken_for():
+    with served(hub) as address:
+        said = talk(address, "/sub wild:a.*\n/sub tame:a.*\n")
+    with served(hub) as address:
+        rows = [json.loads(line) for line in talk(address, "/sub wild:a.*\n", "--json").stdout.splitlines()]
+    assert lines_of(said.stdout)[1:] == [
+        "-- subscribed to all channels that match wild:a.*",
+        "-- subscribed to tame:a.*, at e:4",
+    ]
+    told = "netctl: 'tame:a.*' is a single channel of this name: its namespace has no wildcards\n"
+    assert (said.returncode, said.stderr) == (0, told)
+    assert rows == [{"event": "ok", "channel": "wild:a.*", "pattern": True}]
+
+
 def test_connect_goes_on_after_what_is_refused_and_tells_scripts():
     with served(hub) as address:
         said = talk(address, "/direct nobody hi\n/pub public:a\n/bogus\n/unsub x\nstill here\n/quit\nnever sent\n")
@@ -742,12 +758,13 @@ def test_connect_on_a_terminal_answers_at_once_and_ctrl_c_leaves():
             while not re.search(pattern, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written)):  # colours aside
                 written += os.read(screen, 65536).decode()
 
-        read_until("/help lists commands")
+        read_until("/help lists commands\r\n> ")
         os.write(screen, b"/sub public:a\n")
         read_until("subscribed to public:a")
         os.write(screen, b"hello app\n")
-        read_until("application  hello app")
+        read_until("application  hello app\r\n> ")
         process.send_signal(signal.SIGINT)
+        read_until("> \r\n$")
         assert process.wait(PATIENCE) == 130
         os.close(screen)
     assert "Traceback" not in written

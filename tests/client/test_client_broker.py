@@ -176,7 +176,7 @@ async def test_nobody_there():
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        (b"", "it ended the connection instead of answering"),
+        (b"", "it ended the connection instead of answering; does it want TLS (wss://)?"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "does it speak WebSocket there?"),
         (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi", "it answers 200"),
         (
@@ -185,7 +185,11 @@ async def test_nobody_there():
         ),
         (b"HTTP/1.1 403 No\r\ncontent-length: 1000000\r\n\r\n" + bytes(100_000), "more than 65536 bytes"),
         (b"HTTP/1.1 403 No\r\ncontent-length: 10\r\n\r\nabc", "it ended the connection"),
-        (b"\x15\x03\x03\x00\x02\x02\x46", "WebSocket"),
+        (b"\x15\x03\x03\x00\x02\x02\x46", "the peer speaks TLS; write wss://"),
+        (
+            b"\x00\x00\x00\x10{framed}\r\n\r\n",
+            "the peer does not speak WebSocket as it should; is this the address of a broker?",
+        ),
     ],
 )
 async def test_something_else_answers(json_peer, answer, expected):

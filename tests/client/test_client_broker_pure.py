@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from netd.client import BrokerClient, SyncBrokerClient
 from netd.client.broker_options import BrokerOptions, Options, agreed, bearer, parse_url
-from netd.client.options import Tcp
+from netd.client.options import Tcp, Unix
 from netd.client.refusals import refused_upgrade
 from netd.client.session import loss_of
 from netd.client.state import MOST_AWAY
@@ -30,6 +31,7 @@ from netd.wire.messages import Close, CloseCode
         ("ws://example.org", False, Tcp("example.org", 80), "/ws"),
         ("https://example.org:8/x", True, Tcp("example.org", 8), "/x"),
         ("ws://[::1]:3000", False, Tcp("::1", 3000), "/ws"),
+        ("unix:/run/netd/a b:c.sock", False, Unix(Path("/run/netd/a b:c.sock")), "/ws"),
     ],
 )
 def test_urls(text, secure, peer, target):
@@ -41,7 +43,18 @@ def test_urls(text, secure, peer, target):
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "ws://", "ws://:3000", "ws://h:0", "ws://h:99999", "ws://h:x", "ftp://h:1", "ws://u:p@h:1"),
+        *(
+            "unix:",
+            "unix:/a\0b",
+            "",
+            "ws://",
+            "ws://:3000",
+            "ws://h:0",
+            "ws://h:99999",
+            "ws://h:x",
+            "ftp://h:1",
+            "ws://u:p@h:1",
+        ),
         *("ws://h:1/#x", "ws://h:1/\r\nX: y", "ws://h:1/a b", "ws://h:1/ü", "ws://ü:1", "ws://[::1", "ws://h\r\n:1"),
     ],
 )
@@ -64,7 +77,7 @@ def test_whatever_is_taken_for_a_url_fits_in_a_request_line(text):
         return
     assert url.target.startswith("/")
     assert all("\x20" < char < "\x7f" for char in url.target)
-    assert 0 < url.peer.port < 65536
+    assert isinstance(url.peer, Unix) or 0 < url.peer.port < 65536
 
 
 @pytest.mark.parametrize(
@@ -101,6 +114,7 @@ def test_a_token_is_in_no_repr():
 
 def test_wss_asks_for_tls():
     assert agreed("wss://h", Options())[1].tls is True
+    assert agreed(parse_url("unix:/x"), Options())[0].host == "localhost"
     assert agreed("wss://h", Options(tls="/ca.pem"))[1].tls == "/ca.pem"
     assert agreed("ws://h", Options())[1].tls is None
 

@@ -109,6 +109,8 @@ export interface Options {
   queueBytes?: number;
   /** Messages that may wait for an iterator; past it the oldest go, with a gap. 4096 */
   inboxItems?: number;
+  /** The same in bytes, about; the newest stays, however large. 16 MiB */
+  inboxBytes?: number;
   /** Instead of the global one: for node before 22. */
   WebSocket?: new (url: string, protocols?: string | string[]) => WebSocket;
 }
@@ -145,7 +147,10 @@ export class NetdError extends Error {
   channel?: Channel;
 }
 
-/** One channel, or all that match; iterate where no handler takes its messages. */
+/**
+ * One channel, or all that match; iterate where no handler takes its messages. Leaving the loop (break, return, a throw)
+ * ends the subscription; to read a few and go on, call the iterator's `next`.
+ */
 export interface Subscription extends AsyncIterable<Message> {
   readonly channel: Channel;
   /** Whether the daemon takes its name for a pattern. */

@@ -16,7 +16,8 @@
 // - a request has one answer or one error. What was on its way when a connection broke is asked again where asking
 //   twice does no harm; else it fails with the kind "lost", since nobody knows whether it was done;
 // - everything is bounded: past `queueBytes` requests fail with the kind "full"; an iterator that is not read loses its
-//   oldest items past `inboxItems`, and a "gap" event says so;
+//   oldest items past `inboxItems` or `inboxBytes`, and a "gap" event says so. Leaving a `for await` (break, return, a
+//   throw) ends its subscription: nobody would read what comes;
 // - a token given as a function is asked for with every connection, again before the daemon says it expires, and when
 //   it says that it counts no more: what that ended is subscribed to again with the new one, and ends where that fails;
 // - errors are NetdError; its `kind` is the daemon's code (denied, not-found, rate ...) or one of ours (unreachable,
@@ -205,8 +206,9 @@ class Place {
 
 /** One channel, or all that match. Async iterable of messages where no handler takes them. */
 class Subscription {
-  /** @type {Message[]} */
+  /** @type {{ message: Message, size: number }[]} */
   #items = [];
+  #size = 0;
   /** @type {{ resolve: (result: IteratorResult<Message, undefined>) => void, reject: (error: NetdError) => void }[]} */
   #waiting = [];
   /** @type {{ error: NetdError | null } | null} */
@@ -255,17 +257,32 @@ class Subscription {
   }
 
   [Symbol.asyncIterator]() {
-    return { next: () => this.#next() };
+    if (this.#handler) {
+      throw new NetdError("invalid", `cannot iterate over ${this.channel}: its messages go to a handler`, this.channel);
+    }
+    return { next: () => this.#next(), return: () => this.#leave() };
   }
 
   /** @returns {Promise<IteratorResult<Message, undefined>>} */
   #next() {
     this.#spilt = false;
     const item = this.#items.shift();
-    if (item) return Promise.resolve({ value: item, done: false });
+    if (item) {
+      this.#size -= item.size;
+      return Promise.resolve({ value: item.message, done: false });
+    }
     if (this.#end?.error) return Promise.reject(this.#end.error);
     if (this.#end) return Promise.resolve({ value: undefined, done: true });
     return new Promise((resolve, reject) => this.#waiting.push({ resolve, reject }));
+  }
+
+  // The loop was left.
+  /** @returns {Promise<IteratorResult<Message, undefined>>} */
+  async #leave() {
+    this.#items = [];
+    this.#size = 0;
+    this.unsubscribe().catch(() => {}); // whether the daemon has answered is no affair of who has left
+    return { value: undefined, done: true };
   }
 
   // for the client: it is not part of what netd.d.ts declares
@@ -295,20 +312,24 @@ class Subscription {
     this.#confirmed(this);
   }
 
-  /** @param {Message} message */
-  _take(message) {
+  /** @param {Message} message @param {number} size of what brought it */
+  _take(message, size) {
     const place = this.pattern ? this.#placeIn(keyOf(message.channel)) : this.#place;
     const missed = place.admit(message);
     if (missed === null) return;
     if (missed) this.#gap(message.channel, place.epoch, missed < 0 ? null : missed);
+    if (this.#handler) return this.#client._call(this.#handler, message);
     const reader = this.#waiting.shift();
-    if (this.#handler) this.#client._call(this.#handler, message);
-    else if (reader) reader.resolve({ value: message, done: false });
-    else if (this.#items.push(message) > this.#client._inboxItems) {
-      this.#items.shift();
-      if (!this.#spilt) this.#gap(message.channel, place.epoch, null);
-      this.#spilt = true; // told once, until somebody reads
+    if (reader) return reader.resolve({ value: message, done: false });
+    this.#items.push({ message, size });
+    this.#size += size;
+    if (!this.#client._spills(this.#items.length, this.#size)) return undefined;
+    while (this.#items.length > 1 && this.#client._spills(this.#items.length, this.#size)) {
+      this.#size -= /** @type {{ size: number }} */ (this.#items.shift()).size;
     }
+    if (!this.#spilt) this.#gap(message.channel, place.epoch, null);
+    this.#spilt = true; // told once, until somebody reads
+    return undefined;
   }
 
   // The daemon says where a channel is, after messages without offsets: nothing was missed.
@@ -361,6 +382,7 @@ const DEFAULTS = {
   heartbeat: null,
   queueBytes: 1024 * 1024,
   inboxItems: 4096,
+  inboxBytes: 16 * 1024 * 1024,
   reconnect: { first: 0.3, factor: 2, longest: 20, jitter: 0.5, steady: 5, maxAttempts: Infinity },
 };
 
@@ -415,7 +437,6 @@ class Client {
     this.#url = new URL(url, globalThis.location?.href);
     this.#url.protocol = this.#url.protocol.replace(/^http/, "ws");
     this.#options = { ...DEFAULTS, ...options };
-    this._inboxItems = this.#options.inboxItems;
     const again = options.reconnect ?? true;
     this.#again = { ...DEFAULTS.reconnect, ...(again === true ? {} : again || { maxAttempts: 0 }) };
     this.#token = options.token;
@@ -563,6 +584,12 @@ class Client {
     if (this.#ready) await this.#request(`unsubscribe from ${subscription.channel}`, message, { moot: true });
   }
 
+  // Whether so much is more than may wait for an iterator.
+  /** @param {number} items @param {number} size */
+  _spills(items, size) {
+    return items > this.#options.inboxItems || size > this.#options.inboxBytes;
+  }
+
   // What a listener throws is the page's own error, and no reason to stop here.
   /** @param {(event: any) => void} listener @param {unknown} event */
   _call(listener, event) {
@@ -684,7 +711,7 @@ class Client {
     }
     switch (wire.type) {
       case "message":
-        return this.#share(/** @type {Message} */ (wire));
+        return this.#share(/** @type {Message} */ (wire), /** @type {string} */ (data).length);
       case "joined":
       case "left":
         this.#subscriptions.get(keyOf(wire.channel))?._witness(/** @type {any} */ (wire));
@@ -709,14 +736,14 @@ class Client {
   }
 
   // A message, for every subscription that it is of.
-  /** @param {Message} message */
-  #share(message) {
+  /** @param {Message} message @param {number} size */
+  #share(message, size) {
     const own = this.#subscriptions.get(keyOf(message.channel));
     const covering = this.#patterns.filter((each) => matches(each.channel, message.channel));
     // What a pattern brings before the daemon has confirmed the channel's own subscription is ahead of its place: it
     // comes once more there, after what was missed.
-    if (own && (own.live || !covering.length || message.offset === undefined)) own._take(message);
-    for (const each of covering) if (each !== own) each._take(message);
+    if (own && (own.live || !covering.length || message.offset === undefined)) own._take(message, size);
+    for (const each of covering) if (each !== own) each._take(message, size);
     if (!own && !covering.length) this._emit("message", message);
   }
 
