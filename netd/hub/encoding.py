@@ -16,7 +16,8 @@ class Encoder(Protocol):
     """What a session speaks.
 
     One whose messages may stand behind each other in one chunk may have `encode_many(batch) -> bytes` besides: all
-    messages of a `Batch`, as `encode` says each.
+    messages of a `Batch`, as `encode` says each. And one that answers may have `answers(refs, delivered, *, joined) ->
+    list[bytes]`: an Ok for each publish of a row, all of them in one chunk if they may be `joined`.
     """
 
     def encode(self, event: Event) -> bytes | None:

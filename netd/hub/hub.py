@@ -11,7 +11,8 @@ Rules:
 - an unknown id is no error for the server side, which may be late to learn that someone left; a client is told;
 - who is to hear a message through a pattern (patterns.py) hears it with the channel's own subscribers, once.
 
-Left out: what each request of a client does (requests.py), and how a subscription begins and ends (subscriptions.py).
+Left out: what each request of a client does (requests.py; publishing.py in rows), and how a subscription begins and
+ends (subscriptions.py).
 Above 600 lines, as every verb of the hub stands here once, with its promise.
 """
 
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from netd.errors import Denied, TooBusy
 from netd.hub import presence as seen
-from netd.hub import requests, saved, subscriptions
+from netd.hub import publishing, requests, saved, subscriptions
 from netd.hub.channels import Channel, ChannelInfo
 from netd.hub.config import Namespace
 from netd.hub.expiry import Expiries
@@ -53,6 +54,7 @@ from netd.wire.messages import (
     channel_fields,
     data_fields,
 )
+from netd.wire.rows import Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -549,10 +551,17 @@ class Hub:
         Each is what a `Publish` of its own without `ref` would be, and is checked, counted and refused like that; it is
         only cheaper. `last`: it has said nothing after them yet (Batch.last).
         """
-        requests.publish_many(self, session, channel, payloads, text, last)
+        row = Row(channel, str if text else bytes, None, payloads)
+        publishing.publish_row(self, session, row, last)
+
+    def publish_row(self, session: Session, row: Row, *, last: bool = False) -> None:
+        """A client publishes what stands in a row of operations: the same as `handle` of each, only cheaper. `last`: it
+        has said nothing after them yet."""
+        publishing.publish_row(self, session, row, last)
 
     def deliver_many(self, batch: Batch) -> None:
         """`deliver` each message of a batch, all at once."""
+        batch.reached = 0
         channel = batch.channel
         place = self.heard.get(channel)
         realm = self.permissions.realm(channel) if place is None else place.realm
@@ -564,9 +573,9 @@ class Hub:
                 place.hold(publication)
         if crowd is None and place is None:
             return
-        reached = self._hand(place, crowd, batch.sender, batch)
-        realm.delivered += reached
-        self.delivered += reached
+        batch.reached = self._hand(place, crowd, batch.sender, batch, ephemeral=batch.ephemeral)
+        realm.delivered += batch.reached
+        self.delivered += batch.reached
 
     def _hand(
         self,

@@ -24,7 +24,6 @@ from msgspec import UNSET
 from netd.budget import Bucket
 from netd.errors import Denied, NotFound
 from netd.hub import presence
-from netd.hub.batch import Batch
 from netd.hub.grants import NEVER, Grant
 from netd.hub.permissions import Refusal, shown, valid
 from netd.hub.session import NO_TAGS, encoded
@@ -57,7 +56,6 @@ from netd.wire.messages import (
     Welcome,
     channel_fields,
     channel_of,
-    data_fields,
     data_of,
 )
 
@@ -115,55 +113,6 @@ def refuse(hub: Hub, session: Session, error: ProtocolError, ref: int | str | No
     session.send(Error(code=codes.get(error.close, "invalid"), message=str(error), ref=ref))
 
 
-def publish_many(hub: Hub, session: Session, channel: bytes, payloads: list[bytes], text: bool, last: bool) -> None:
-    """`Hub.publish_many`. What cannot be done for all of them together is done for one after another."""
-    if session.closing:
-        return
-    realm = hub.permissions.realm(channel)
-    if not _all_may(hub, session, channel, payloads, realm):
-        for payload in payloads:
-            data = data_fields(payload.decode() if text else payload)
-            handle(hub, session, Publish(**channel_fields(channel), **data), len(payload))
-        return
-    count = len(payloads)
-    session.messages_in += count
-    realm.published += count
-    hub.published += count
-    hub.backplane.publish_many(Batch(channel, payloads, text, session.id, hub.clock(), last))
-
-
-def _all_may(hub: Hub, session: Session, channel: bytes, payloads: list[bytes], realm: Realm) -> bool:
-    """Whether nothing is in the way of publishing all of them; what their rates allow is spent then."""
-    rules, config = realm.rules, hub.config
-    if (
-        rules.ephemeral
-        or (session.grants.expires != NEVER and session.grants.expires <= hub.clock())
-        or not hub.permissions.permits(session, "publish", channel)
-        or max(map(len, payloads)) > rules.max_message
-        or not 0 < len(channel) <= messages.MAX_CHANNEL
-        or realm.wild(channel)
-    ):
-        return False
-    if not (config.messages_per_second or config.bytes_per_second or rules.rate):
-        return True
-    count = float(len(payloads))
-    limits = [
-        ("", count, config.messages_per_second, config.burst),
-        ("bytes", float(sum(map(len, payloads))), config.bytes_per_second, 0.0),
-        (f":{realm.name}", count, rules.rate, rules.burst),
-    ]
-    found = [
-        (_bucket(hub, session, limit, rate, max(burst or rate, 1.0)), amount, rate)
-        for limit, amount, rate, burst in limits
-        if rate
-    ]
-    if any(bucket.tokens < amount for bucket, amount, _ in found):
-        return False
-    for bucket, amount, rate in found:
-        bucket.draw(rate, amount)
-    return True
-
-
 def _pong(hub: Hub, session: Session, size: int) -> None:
     try:
         _pace_bytes(hub, session, size)
@@ -209,24 +158,24 @@ def _pace_realm(hub: Hub, session: Session, realm: Realm) -> None:
 def _short(hub: Hub, session: Session, limit: str, amount: float, rate: float, burst: float) -> bool:
     """Take `amount` from one of the session's buckets; True if it is not there. More than a burst takes a full one."""
     burst = max(burst, 1.0)
-    bucket = _bucket(hub, session, limit, rate, burst)
-    if bucket.draw(rate, min(amount, burst)):
+    found = bucket(hub, session, limit, rate, burst)
+    if found.draw(rate, min(amount, burst)):
         return True
-    bucket.tokens -= max(0.0, amount - burst)
+    found.tokens -= max(0.0, amount - burst)
     return False
 
 
-def _bucket(hub: Hub, session: Session, limit: str, rate: float, burst: float) -> Bucket:
+def bucket(hub: Hub, session: Session, limit: str, rate: float, burst: float) -> Bucket:
     """One of the session's buckets, as of now."""
     now = hub.clock()
     if session.buckets is None:
         session.buckets = {}
-    bucket = session.buckets.get(limit)
-    if bucket is None:
-        bucket = session.buckets[limit] = Bucket(burst, now)
-    bucket.stamp = min(bucket.stamp, now)  # the wall clock may be set back, and nobody should have to wait for it
-    bucket.refill(now, rate, burst)
-    return bucket
+    found = session.buckets.get(limit)
+    if found is None:
+        found = session.buckets[limit] = Bucket(burst, now)
+    found.stamp = min(found.stamp, now)  # the wall clock may be set back, and nobody should have to wait for it
+    found.refill(now, rate, burst)
+    return found
 
 
 def _answer(session: Session, event: Event) -> None:
@@ -234,18 +183,18 @@ def _answer(session: Session, event: Event) -> None:
     data = encoded(session.encoder, event)
     if data is None:
         return
-    if len(data) > _room(session):
+    if len(data) > room(session):
         raise _too_long(session, len(data))
     session.outbox.push(data)
 
 
-def _room(session: Session) -> int:
+def room(session: Session) -> int:
     """Bytes that its outbox would still take in."""
     return max(0, session.outbox.rules.bound - session.outbox.size)
 
 
 def _too_long(session: Session, least: int) -> Refusal:
-    return Refusal("too-large", f"cannot answer with {least} bytes or more: there is room for {_room(session)}")
+    return Refusal("too-large", f"cannot answer with {least} bytes or more: there is room for {room(session)}")
 
 
 def _when(session: Session, request: Request, then: Callable[..., None]) -> Callable[..., None]:
@@ -438,7 +387,7 @@ def _clients(session: Session, sessions: Iterable[Session], others: Iterable[mes
     for each in people:
         tags = each.tags or {}
         least += _LEAST_CLIENT + len(each.name or "") + sum(len(key) + len(value) for key, value in tags.items())
-    if least > _room(session):
+    if least > room(session):
         raise _too_long(session, least)
     return [*presence.clients(sessions), *others]
 
@@ -482,13 +431,13 @@ def _history(hub: Hub, session: Session, request: AskHistory) -> None:
 
 def _fitting(session: Session, publications: list[Publication], *, newest: bool) -> list[Publication]:
     """As many of these as an answer has room for: the newest, or the oldest. At least one, if there is any."""
-    room = min(_room(session), MAX_HISTORY)
+    left = min(room(session), MAX_HISTORY)
     count = 0
     for publication in reversed(publications) if newest else publications:
-        room -= publication.weight
-        if count and room < 0:
+        left -= publication.weight
+        if count and left < 0:
             break
-        if not count and publication.least > _room(session):
+        if not count and publication.least > room(session):
             raise _too_long(session, publication.least)
         count += 1
     return publications[len(publications) - count :] if newest else publications[:count]

@@ -8,12 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from netd.errors import ProtocolError
-from netd.wire import messages
+from netd.wire import messages, rows
+from netd.wire.rows import Row
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from netd.hub.hub import Hub
     from netd.hub.session import Encoder
-    from netd.wire.messages import Format
+    from netd.wire.messages import Format, Request
 
 
 class Mode:
@@ -63,16 +66,22 @@ class Mode:
         return None
 
 
-def serve_requests(connection: Any, hub: Hub, payloads: list[bytes], format: Format) -> None:
+def serve_requests(connection: Any, hub: Hub, payloads: list[bytes], format: Format, *, last: bool = False) -> None:
     """Have the hub answer requests of the message vocabulary. What cannot be read is an answer too; once the connection
-    ends, what else came with it is not served."""
+    ends, what else came with it is not served. `last`: nothing came after these in this read."""
     session = connection.session
-    for payload in payloads:
-        try:
-            request = messages.decode_request(payload, format)
-        except ProtocolError as error:
-            hub.refuse(session, error, messages.ref_of(payload, format), size=len(payload))
-            continue
-        hub.handle(session, request, len(payload))
+    left = len(payloads)
+    each: Iterable[tuple[Row | Request | ProtocolError, bytes]]
+    each = [(rows.read_one(payloads[0], format), payloads[0])] if left == 1 else rows.read(payloads, format)
+    for found, payload in each:
+        if isinstance(found, Row):
+            left -= len(found)
+            hub.publish_row(session, found, last=last and not left)
+        elif isinstance(found, ProtocolError):
+            left -= 1
+            hub.refuse(session, found, messages.ref_of(payload, format), size=len(payload))
+        else:
+            left -= 1
+            hub.handle(session, found, len(payload))
         if connection.closing:
             return

@@ -14,6 +14,7 @@ from netd.errors import ProtocolError
 from netd.wire.messages import BinaryEvent, Broadcast, Direct, Message, TextEvent, data_of
 
 if TYPE_CHECKING:
+    from netd.hub.batch import Batch
     from netd.hub.session import Encoder, Session
     from netd.wire.messages import Event
 
@@ -43,6 +44,13 @@ class Payloads:
         except ProtocolError:
             return None
 
+    def encode_many(self, batch: Batch) -> bytes:
+        """Nothing where one of them has no form on this wire: then each is told by itself, or is not."""
+        try:
+            return b"".join(map(self.written, batch.row.data))
+        except ProtocolError:
+            return b""
+
     def written(self, data: Any) -> bytes:
         """Complete bytes for the wire. Raises ProtocolError for what has no form there."""
         raise NotImplementedError
@@ -61,6 +69,9 @@ class Others:
         if type(event) is Message and event.from_ == self._own.id:
             return None
         return self._all.encode(event)
+
+    def encode_many(self, batch: Batch) -> bytes:
+        return b"" if batch.sender == self._own.id else batch.encoded(self._all)[0]
 
 
 def plain_bytes(data: Any) -> bytes:

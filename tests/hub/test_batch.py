@@ -10,11 +10,14 @@ from hypothesis import strategies as st
 
 from netd.hub.config import Namespace
 from netd.hub.outbox import Outbox, OutboxRules
-from netd.wire.messages import Message, Position, Publish, channel_fields, data_fields, data_of
-from tests.hub.room import Person, Room, config, public
+from netd.services.framed.modes import ENCODERS
+from netd.wire.messages import Message, Ok, Position, Publish, channel_fields, data_fields, data_of
+from netd.wire.rows import Row
+from tests.hub.room import Person, Room, Speaks, config, public
 
 if TYPE_CHECKING:
     from netd.hub.batch import Batch
+    from netd.wire.messages import Event
 
 CHANNEL = b"public:a.b"
 
@@ -286,3 +289,90 @@ def test_who_has_room_for_a_row_gets_it_at_once_and_who_has_none_ends_at_once():
                 assert person.session.messages_out == 5001
                 assert b"".join(waiting(person))[waits:] == b"".join(each + b"\n" for each in row)
             room.hub.unsubscribe(person.session, CHANNEL)
+
+
+# --- rows of operations -----------------------------------------------------------------------------------------------
+
+
+def asked(person: Person, row: Row, *, one_by_one: bool) -> list[Event]:
+    """What the answers are."""
+    if one_by_one:
+        for request, size in row.requests():
+            person.room.hub.handle(person.session, request, size)
+    else:
+        person.room.hub.publish_row(person.session, row)
+    return person.heard()
+
+
+def row_of(data: list[Any], refs: list[Any] | None = None, *, ephemeral: bool = False) -> Row:
+    return Row(CHANNEL, str, data, [b""] * len(data), refs, ephemeral=ephemeral)
+
+
+@pytest.mark.parametrize("policy", ["drop-ephemeral", "drop-oldest", "disconnect"])
+@pytest.mark.parametrize("namespace", [True, False])
+def test_an_ephemeral_row_is_dropped_message_by_message(policy: Any, namespace: bool):
+    found = []
+    for alone in (True, False):
+        room = Room(config(public(**({"ephemeral": True} if namespace else {}), history_size=9)))
+        author, other = room.person(), listener(room, CHANNEL, encoder=Lines(), rules=OutboxRules(30, policy))
+        asked(author, row_of(["a" * 9] * 2, ephemeral=not namespace), one_by_one=alone)
+        other.outbox.push(b"kept here\n")  # now it is full
+        answers = asked(author, row_of(["b" * 9, "c" * 9], [1, 2], ephemeral=not namespace), one_by_one=alone)
+        other.outbox.push(b"kept too!\n")
+        answers += asked(author, row_of(["d" * 9, "e" * 4, "f"], [3, 4, 5], ephemeral=not namespace), one_by_one=alone)
+        assert room.hub.histories.get(CHANNEL) is None or not room.hub.histories.messages
+        counts = (other.session.dropped, other.session.messages_out, room.hub.delivered)
+        found.append((answers, b"".join(waiting(other)), counts, other.closed, other.outbox.size))
+    assert found[0] == found[1]
+    if policy == "drop-ephemeral":
+        assert b"kept here\nkept too!\n" in found[1][1]
+
+
+def test_each_answer_to_a_row_counts_those_who_got_that_message():
+    for alone in (True, False):
+        room = Room()
+        author = room.person()
+        listener(room, CHANNEL)
+        tight = listener(room, CHANNEL, encoder=Lines(), rules=OutboxRules(12, "drop-oldest"))
+        mute = listener(room, CHANNEL, encoder=Speaks(mute=(Message,)))
+        answers = asked(author, row_of(["a", "b" * 20, "c", "d" * 30], [1, "2", 3, 4]), one_by_one=alone)
+        assert answers == [
+            Ok(ref=1, delivered=2),
+            Ok(ref="2", delivered=1),
+            Ok(ref=3, delivered=2),
+            Ok(ref=4, delivered=1),
+        ]
+        assert waiting(tight) == [b"a\n", b"c\n"]
+        assert waiting(mute) == []
+        assert asked(author, Row(b"public:empty", str, ["a", "b"], [b""] * 2, [5, 6]), one_by_one=alone) == [
+            Ok(ref=5, delivered=0),
+            Ok(ref=6, delivered=0),
+        ]
+
+
+def test_who_hears_its_own_row_and_asks_for_answers_gets_each_behind_its_message():
+    room = Room()
+    author = room.person(CHANNEL)
+    told = asked(author, row_of(["a", "b"], [1, 2]), one_by_one=False)
+    assert [getattr(each, "ref", None) for each in told] == [None, 1, None, 2]
+
+
+def test_whose_own_row_fills_its_outbox_publishes_no_more():
+    for hears in (True, False):
+        room = Room(config(public(history_size=9)))
+        author = room.person(*([CHANNEL] if hears else []), rules=OutboxRules(200))
+        asked_for = None if hears else [f"{number}" * 99 for number in range(3)]
+        author.room.hub.publish_row(author.session, row_of(["a", "b", "c"], asked_for))
+        assert [code for code, _ in author.closed] == [4008]
+        assert room.hub.published == room.hub.histories.messages == 2
+
+
+def test_a_row_is_answered_in_one_chunk_unless_something_may_part_them():
+    for policy, rate, chunks in (("disconnect", 0.0, 1), ("drop-oldest", 0.0, 2), ("disconnect", 1e9, 2)):
+        room = Room()
+        author = room.person(encoder=ENCODERS["json"], rules=OutboxRules(10_000, policy, rate))
+        room.hub.publish_row(author.session, row_of(["a", "b"], [1, 2]))
+        assert author.session.messages_out == 2
+        told = waiting(author)
+        assert len(told) == chunks
+        assert b"".join(told) == b"".join(ENCODERS["json"].encode(Ok(ref=ref, delivered=0)) for ref in (1, 2))

@@ -13,10 +13,11 @@ Left out: compression (packing.py).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from netd.sessions.payloads import Payloads, plain_bytes
-from netd.wire import messages
+from netd.wire import messages, rows
 from netd.wire.messages import BinaryEvent, Broadcast, Direct, Error, Joined, Left, Message, Ok, TextEvent
 from netd.wire.websocket import BINARY, TEXT, frame, frames
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from netd.hub.batch import Batch
-    from netd.wire.messages import Event, Format, Position
+    from netd.wire.messages import Event, Format, Position, Ref
 
 
 class Spoken:
@@ -33,12 +34,22 @@ class Spoken:
     def __init__(self, format: Format) -> None:
         self.format: Format = format
         self._opcode = TEXT if format == "json" else BINARY
+        self._frame = partial(frame, self._opcode)
+        self._frames = partial(frames, self._opcode)
 
     def encode(self, event: Event) -> bytes:
-        return frame(self._opcode, messages.encode(event, self.format))
+        return self._frame(messages.encode(event, self.format))
 
     def encode_many(self, batch: Batch) -> bytes:
-        return frames(self._opcode, [messages.encode(each.event(), self.format) for each in batch.publications()])
+        return batch.said(self.format).framed(self._frame, self._frames)
+
+    def bodies(self, batch: Batch) -> tuple[int, list[bytes]]:
+        """What stands in the frames of `encode_many`, and their opcode; for whoever frames it otherwise."""
+        return self._opcode, batch.said(self.format).payloads()
+
+    def answers(self, refs: list[Ref], delivered: list[int], *, joined: bool) -> list[bytes]:
+        said = rows.answers(self.format, refs, delivered)
+        return [said.framed(self._frame, self._frames)] if joined else list(map(self._frame, said.payloads()))
 
 
 class Frames(Payloads):
@@ -49,6 +60,10 @@ class Frames(Payloads):
 
     def encode_many(self, batch: Batch) -> bytes:
         return frames(TEXT if batch.text else BINARY, batch.payloads)
+
+    def bodies(self, batch: Batch) -> tuple[int, list[bytes]]:
+        """As `Spoken.bodies`."""
+        return TEXT if batch.text else BINARY, batch.payloads
 
 
 class Lines:
@@ -78,7 +93,17 @@ class Lines:
         return self._last[1]
 
     def encode_many(self, batch: Batch) -> bytes:
-        return b"".join([self.encode(each.event()) or b"" for each in batch.publications()])
+        bodies, places = _bodies(batch), batch.places()
+        if places is None:
+            return b"".join(bodies)
+        return b"".join(
+            [b"id: %b:%d\n%b" % (at[0].encode(), at[1], body) for at, body in zip(places, bodies, strict=True)]
+        )
+
+
+def _bodies(batch: Batch) -> list[bytes]:
+    """Each message of a row, without its id."""
+    return [b"event: message\ndata: %b\n\n" % payload for payload in batch.said("json").payloads()]
 
 
 class Several:
@@ -95,19 +120,26 @@ class Several:
         body = LINES.body(event)
         if body is None or not isinstance(event, (Message, Ok)) or event.offset is None:
             return body
-        here, own = messages.channel_of(event), (str(event.epoch), event.offset)
+        anew = isinstance(event, Ok) and not event.recovered
+        return self._id(messages.channel_of(event), (str(event.epoch), event.offset), anew) + body
+
+    def _id(self, here: bytes, own: tuple[str, int], anew: bool = False) -> bytes:
+        """The line of what is at this place; `anew`: it goes on from there, wherever it was."""
         if here in self._at:
             before = self._at[here]
             # what was missed is encoded before the answer that it follows, and after what came meanwhile
             earlier = before is not None and before[0] == own[0] and before[1] > own[1]
-            if not earlier or (isinstance(event, Ok) and not event.recovered):
+            if not earlier or anew:
                 self._at[here] = own
         places = (own if channel == here else at for channel, at in self._at.items())
         found = ",".join("-" if at is None else f"{at[0]}:{at[1]}" for at in places)
-        return b"id: %b\n%b" % (found.encode(), body)
+        return b"id: %b\n" % found.encode()
 
     def encode_many(self, batch: Batch) -> bytes:
-        return b"".join([self.encode(each.event()) or b"" for each in batch.publications()])
+        bodies, places = _bodies(batch), batch.places()
+        if places is None:
+            return b"".join(bodies)
+        return b"".join([self._id(batch.channel, at) + body for at, body in zip(places, bodies, strict=True)])
 
 
 _NAMES: dict[type, bytes] = {

@@ -68,16 +68,18 @@ class Packed:
         return self._last[1]
 
     def encode_many(self, batch: Batch) -> bytes:
-        """What says little by itself is sent as it is: thousands of them may come at once."""
+        """What is short is sent as it is, each of them: thousands may come at once."""
         least, inner = self._least.size, self.inner
-        if max(map(len, batch.payloads)) < least and (many := getattr(inner, "encode_many", None)) is not None:
-            data: bytes = many(batch)
-            return data
-        found: list[bytes] = []
-        for each, payload in zip(batch.publications(), batch.payloads, strict=True):
-            piece = encoded(inner, each.event()) or b""
-            found.append(piece if len(payload) < least else packed(piece, self.compressor, least))
-        return b"".join(found)
+        many = getattr(inner, "bodies", None)
+        pieces: list[bytes]
+        if many is not None:
+            opcode, bodies = many(batch)
+            if max(map(len, bodies)) < least:
+                return batch.encoded(inner)[0]
+            pieces = [frame(opcode, body) for body in bodies]
+        else:
+            pieces = [encoded(inner, each.event()) or b"" for each in batch.publications()]
+        return b"".join([packed(piece, self.compressor, least) if piece else b"" for piece in pieces])
 
 
 class Packing(Outbox):

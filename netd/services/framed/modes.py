@@ -18,6 +18,7 @@ Left out: the handshake's rules (protocol.py), who may do what (the hub).
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from netd.errors import ControlError, Denied, ProtocolError
@@ -27,7 +28,7 @@ from netd.services.framed.templates import Template
 from netd.sessions import modes
 from netd.sessions.modes import serve_requests
 from netd.sessions.payloads import Others, Payloads, plain_bytes
-from netd.wire import messages
+from netd.wire import messages, rows
 from netd.wire.codecs import RAW, TEXT
 from netd.wire.framing import FrameDecoder, NoFraming, frame, frames
 from netd.wire.messages import (
@@ -35,20 +36,19 @@ from netd.wire.messages import (
     Close,
     CloseCode,
     Ping,
-    Publish,
     Text,
-    channel_fields,
-    data_fields,
     sniff,
 )
+from netd.wire.rows import Row
 
 if TYPE_CHECKING:
+    from netd.hub.batch import Batch
     from netd.hub.hub import Hub
     from netd.services.framed.config import FramedListen
     from netd.services.framed.connection import Connection
     from netd.wire.codecs import Codec
     from netd.wire.framing import FrameLimits
-    from netd.wire.messages import Event, Format
+    from netd.wire.messages import Event, Format, Ref
 
 PAD = "." * 96
 """Of a ping to be traced by: a byte for each probe (netd.wire.probes)."""
@@ -62,6 +62,13 @@ class Framed:
 
     def encode(self, event: Event) -> bytes:
         return frame(messages.encode(event, self.format))
+
+    def encode_many(self, batch: Batch) -> bytes:
+        return batch.said(self.format).framed(frame, frames)
+
+    def answers(self, refs: list[Ref], delivered: list[int], *, joined: bool) -> list[bytes]:
+        said = rows.answers(self.format, refs, delivered)
+        return [said.framed(frame, frames)] if joined else list(map(frame, said.payloads()))
 
 
 ENCODERS: dict[Format, Framed] = {"json": Framed("json"), "messagepack": Framed("messagepack")}
@@ -142,8 +149,9 @@ class Operations(Mode):
         self.serve(connection, connection.decoder.receive(data))
 
     def serve(self, connection: Connection, payloads: list[bytes]) -> None:
-        serve_requests(connection, self.hub, payloads, self.format)
-        if connection.decoder.error is not None and not connection.closing:
+        last = connection.decoder.error is None
+        serve_requests(connection, self.hub, payloads, self.format, last=last)
+        if not last and not connection.closing:
             raise connection.decoder.error
 
     def ping(self, ts: int, *, padded: bool = False) -> bytes:
@@ -277,15 +285,35 @@ class ToChannel(Mode):
             raise ProtocolError(str(error), close=CloseCode.POLICY) from None
 
     def received(self, connection: Connection, data: bytes) -> None:
-        session, hub, decode = connection.session, self.hub, self._codec.decode
+        decoder, decode = connection.decoder, self._codec.decode
+        payloads = decoder.receive(data)
+        found: list[Any] = []
+        wrong: ProtocolError | None = decoder.error
+        try:
+            found.extend(decode(payload) for payload in payloads)
+        except ProtocolError as error:
+            wrong = error
+        self._publish(connection, found, payloads, last=wrong is None)
+        if wrong is not None and not connection.closing:
+            raise wrong
+
+    def _publish(self, connection: Connection, found: list[Any], payloads: list[bytes], *, last: bool) -> None:
+        """What came in one read, and what of it was read: what is of one kind goes in a row."""
         assert connection.channel is not None
-        channel = channel_fields(connection.channel)
-        for payload in connection.decoder.receive(data):
-            hub.handle(session, Publish(**channel, **data_fields(decode(payload))), len(payload))
+        begin = 0
+        for kind, run in groupby(found, _kind):
+            data = list(run)
+            end = begin + len(data)
+            row = Row(connection.channel, kind, data, payloads[begin:end])
+            self.hub.publish_row(connection.session, row, last=last and end == len(payloads))
             if connection.closing:
                 return
-        if connection.decoder.error is not None:
-            raise connection.decoder.error
+            begin = end
+
+
+def _kind(data: Any) -> type | None:
+    """Of a row (wire/rows.py)."""
+    return type(data) if isinstance(data, str | bytes) else None
 
 
 class ToApplication(Mode):

@@ -12,6 +12,7 @@ from netd.hub.outbox import OutboxRules
 from netd.services.broker.encoders import FRAMES, LINES, SPOKEN
 from netd.services.broker.packing import Least, Packed, Packing, Singly
 from netd.wire.deflate import Compressor, Decompressor
+from netd.wire.rows import Row
 from netd.wire.websocket import BINARY, TEXT, Decoder, Limits, Messages, frame
 
 
@@ -36,7 +37,7 @@ class Room:
 @pytest.mark.parametrize("text", [True, False])
 def test_a_row_says_what_each_of_its_messages_does(inner: Any, sizes: list[int], text: bool) -> None:
     payloads = [b"%d" % (number % 10) * size for number, size in enumerate(sizes)]
-    batch = Batch(b"public:a", payloads, text, "somebody", 0.0)
+    batch = Batch(Row(b"public:a", str if text else bytes, None, payloads), "somebody", 0.0)
     pack = Packed(inner, Compressor(takeover=False), Least())
 
     def heard(data: bytes) -> list[Any]:
@@ -53,6 +54,14 @@ def test_a_row_says_what_each_of_its_messages_does(inner: Any, sizes: list[int],
         assert len(whole) < len(inner.encode_many(batch))
 
 
+@pytest.mark.parametrize("inner", [FRAMES, SPOKEN["json"], SPOKEN["messagepack"]])
+def test_what_of_a_row_is_compressed_is_what_would_be_by_itself(inner: Any) -> None:
+    pack = Packed(inner, Compressor(takeover=False), Least())
+    for sizes in ([20] * 3, [100] * 3, [20, 100, 130, 20]):
+        batch = Batch(Row(b"public:a", str, None, [b"a" * size for size in sizes]), "somebody", 0.0)
+        assert pack.encode_many(batch) == b"".join([pack.encode(each.event()) or b"" for each in batch.publications()])
+
+
 def test_compressed_messages_that_follow_each_other_are_a_row_too() -> None:
     pack = Compressor(takeover=False)
     said = [(TEXT, b"1"), (TEXT, b"2"), (BINARY, b"3"), (BINARY, b"4")]
@@ -65,7 +74,7 @@ def test_compressed_messages_that_follow_each_other_are_a_row_too() -> None:
 
 
 def test_a_row_as_server_sent_events() -> None:
-    batch = Batch(b"public:a", [b"1", b"2"], True, None, 0.0)
+    batch = Batch(Row(b"public:a", str, None, [b"1", b"2"]), None, 0.0)
     data, count = batch.encoded(LINES)
     assert count == 2
     assert bytes(data) == b"".join([LINES.encode(each.event()) or b"" for each in batch.publications()])
