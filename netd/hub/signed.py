@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct
 
 from netd.errors import ConfigError, ConfigProblem, Denied
 from netd.hub.config import Key as Rules
@@ -53,7 +53,7 @@ MAX_HEADER = 1024
 class _Header(Struct, frozen=True):
     alg: Annotated[str, Meta(max_length=32)]
     kid: Annotated[str, Meta(max_length=256)] | None = None
-    crit: Any = None
+    crit: Any = UNSET
     b64: bool = True
 
 
@@ -197,7 +197,7 @@ def _opened(text: str) -> _Header:
         header = _header(base64url_decode(head))
     except (ValueError, RecursionError, PyJWTError):
         raise _denied("its header cannot be read, or names no algorithm (alg)") from None
-    if header.crit is not None or not header.b64:
+    if header.crit is not UNSET or not header.b64:
         raise _denied("its header asks for what netd does not do (crit, b64)")
     return header
 

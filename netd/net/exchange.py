@@ -25,7 +25,7 @@ import h11
 import trio
 
 from netd.errors import ProtocolError
-from netd.net.asgi import Handed, Refused
+from netd.net.asgi import Handed, Refused, check_lines
 from netd.net.tls import TlsStream
 
 if TYPE_CHECKING:
@@ -113,7 +113,8 @@ class Exchange:
         self._end: Refused | Lost | None = None
         self._alive = trio.CancelScope()
         given = dict(headers)
-        if b"transfer-encoding" not in given and not int(given.get(b"content-length", 0)):
+        self._chunked = b"transfer-encoding" in given
+        if not self._chunked and not int(given.get(b"content-length", 0)):
             self._http.next_event()  # EndOfMessage: an application that asks for no body leaves none unread
 
     async def run(self, app: App, scope: Scope) -> None:
@@ -155,10 +156,15 @@ class Exchange:
             if self._http.their_state is not h11.SEND_BODY:
                 self._told_all = True
                 return {"type": "http.request", "body": bytes(part), "more_body": False}
+            held = self._http.trailing_data[0] if self._chunked else b""
             try:
                 event = self._http.next_event()
             except h11.RemoteProtocolError as error:
                 raise Refused(400, "invalid", f"cannot read the body: {error}") from None
+            if self._chunked and isinstance(event, h11.EndOfMessage):
+                # lines as well: where they end, the next request begins
+                taken = held[: len(held) - len(self._http.trailing_data[0])]
+                check_lines(taken.removeprefix(b"\n") or taken)  # a chunk's CR LF may have been torn
             if isinstance(event, h11.Data):
                 part += event.data
                 self._read += len(event.data)

@@ -50,11 +50,16 @@ _WINDOW = 32768
 Extension: TypeAlias = tuple[str, list[tuple[str, str | None]]]
 """A name, lower case, and its parameters in order; the value of one without is None."""
 
-_TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_CHAR = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+_TOKEN = _CHAR + "+"
+_QUOTED = rf'"(?:\\?{_CHAR})++"'
+"""A token again, once its quoted-pairs are read (section 9.1 of RFC 6455)."""
 # possessive: what does not match is given up at once, however long it is
-_VALUE = rf"(?:[ \t]*+=[ \t]*+(?:{_TOKEN}|\"{_TOKEN}\"))?+"
+_VALUE = rf"(?:[ \t]*+=[ \t]*+(?:{_TOKEN}|{_QUOTED}))?+"
 _ELEMENT = re.compile(rf"[ \t]*+(?:({_TOKEN})((?:[ \t]*+;[ \t]*+{_TOKEN}{_VALUE})*+))?+[ \t]*+(?:,|\Z)")
-_PARAMETER = re.compile(rf";[ \t]*+({_TOKEN})(?:[ \t]*+=[ \t]*+\"?({_TOKEN})\"?)?+")
+_PARAMETER = re.compile(rf";[ \t]*+({_TOKEN})(?:[ \t]*+=[ \t]*+({_TOKEN}|{_QUOTED}))?+")
+_EMPTIES = re.compile(r",[ \t,]*+")
+"""A comma, with the empty elements behind it: a header may be nothing but these."""
 _BITS = re.compile(r"[89]|1[0-5]")
 
 
@@ -188,6 +193,7 @@ def parse_extensions(header: str) -> list[Extension]:
     """
     found: list[Extension] = []
     at = count = 0
+    header = _EMPTIES.sub(",", header)
     while at < len(header):
         match = _ELEMENT.match(header, at)
         if match is None:
@@ -198,14 +204,17 @@ def parse_extensions(header: str) -> list[Extension]:
         name, rest = match.groups()
         if name is None:
             continue  # an empty element, RFC 7230 section 7
-        parameters = [(key.lower(), value or None) for key, value in _PARAMETER.findall(rest)]
-        count += 1 + len(parameters)
+        count += 1 + rest.count(";")
         if count > MAX_EXTENSIONS:
             raise ProtocolError(
                 f"cannot read the extensions: there are more than {MAX_EXTENSIONS}", close=CloseCode.PROTOCOL
             )
-        found.append((name.lower(), parameters))
+        found.append((name.lower(), [(key.lower(), _unquoted(value)) for key, value in _PARAMETER.findall(rest)]))
     return found
+
+
+def _unquoted(value: str) -> str | None:
+    return value.replace('"', "").replace("\\", "") or None
 
 
 def negotiate(offers: Iterable[Extension], settings: DeflateSettings) -> Agreed | None:

@@ -14,6 +14,8 @@ Rules:
 - a length is refused when it is read, before anything of it is held; memory grows with what arrived. Pieces are
   unmasked as they come and joined once; small ones gather in bytearrays;
 - a length in more bytes than it takes is refused: section 5.2 says MUST, and no peer that is not trying something does;
+- compressed messages may be a thousand times as long as what arrived: past `Limits.max_inflated` bytes of them a call
+  hands over what it has, and leaves the rest of its bytes in `left`, to be given again once that was served;
 - close codes 1012 to 1014 are taken besides those of section 7.4: IANA has registered them since, and we send 1013;
 - after a Close, or with an `error`, what still arrives is ignored (section 1.4, 7.1.7);
 - runs of frames of equal length are checked and split by C code, up to 64 at a time, as framing.py does. What is left
@@ -109,15 +111,22 @@ class Limits:
     A compressed message may be an eighth longer on the wire than `max_message`, for data that does not compress.
     """
 
-    __slots__ = ("max_fragments", "max_frame", "max_message")
+    __slots__ = ("max_fragments", "max_frame", "max_inflated", "max_message")
 
     def __init__(
-        self, max_message: int = MAX_MESSAGE, *, max_frame: int | None = None, max_fragments: int = MAX_FRAGMENTS
+        self,
+        max_message: int = MAX_MESSAGE,
+        *,
+        max_frame: int | None = None,
+        max_fragments: int = MAX_FRAGMENTS,
+        max_inflated: int | None = None,
     ) -> None:
         self.max_message = max_message
         self.max_frame = max_frame
         """Bytes of one frame's payload as it is on the wire; None: what the message may have."""
         self.max_fragments = max_fragments
+        self.max_inflated = max_inflated
+        """Bytes of compressed messages, decompressed, from which on a call takes no more; None: it takes all."""
 
 
 class _Unfinished:
@@ -189,7 +198,7 @@ class Decoder:
     `inflate` is what permessage-deflate was agreed on with; without it a compressed message is an error.
     """
 
-    __slots__ = ("_inflate", "_mask", "_message", "_raw", "closed", "error", "limits")
+    __slots__ = ("_inflate", "_inflated", "_mask", "_message", "_raw", "closed", "error", "left", "limits")
 
     def __init__(self, limits: Limits, *, masked: bool, inflate: Decompressor | None = None) -> None:
         self.limits = limits
@@ -197,11 +206,15 @@ class Decoder:
         """What ended the stream, None while all is well. Its `close` is 1002, 1007 or 1009."""
         self.closed = False
         """A Close was received."""
+        self.left = b""
+        """Bytes of the last call that it has not looked at: they are to be given again, before those that come next."""
         self._mask = _MASKED if masked else 0
         self._inflate = inflate
         self._raw = b""
         """The beginning of a header or of a control frame, at most 130 bytes."""
         self._message: _Unfinished | None = None
+        self._inflated = 0
+        """Bytes that this call has decompressed."""
 
     @property
     def inflates(self) -> bool:
@@ -215,8 +228,11 @@ class Decoder:
         return len(self._raw) + (message.size - message.left if message is not None else 0)
 
     def receive(self, data: bytes) -> list[Event]:
-        """The events that these bytes complete, in order. Never raises for what a peer sent: see `error`."""
+        """The events that these bytes complete, in order. Never raises for what a peer sent. See `error` and `left`."""
         events: list[Event] = []
+        if self._inflate is not None:
+            self.left = b""
+            self._inflated = 0
         if self.error is not None or self.closed:
             return events
         if self._raw:
@@ -230,7 +246,9 @@ class Decoder:
                 message.take(data[:at])
                 if message.left:
                     return events
-                self._frame_ended(message, events)
+                if self._frame_ended(message, events):
+                    self.left = data[at:]
+                    return events
             at = self._split(data, at, events)
             if at < len(data):
                 self._raw = data[at:]
@@ -330,7 +348,9 @@ class Decoder:
                 message.take(data[body:stop])
                 if message.left:
                     return end
-                self._frame_ended(message, events)
+                if self._frame_ended(message, events):
+                    self.left = data[stop:]
+                    return end
                 inside = self._message is not None
             kind = before = -1
             at = stop
@@ -372,14 +392,21 @@ class Decoder:
             if message.fragments >= limits.max_fragments:
                 raise _too_large(f"a message of more than {limits.max_fragments} fragments")
 
-    def _frame_ended(self, message: _Unfinished, events: list[Event]) -> None:
-        if message.final:
-            self._message = None
-            payload = message.whole(self._inflate, self.limits.max_message)
-            if events and isinstance(last := events[-1], Messages) and last.text is message.text:
-                last.payloads.append(payload)
-            else:
-                events.append(Messages(message.text, [payload]))
+    def _frame_ended(self, message: _Unfinished, events: list[Event]) -> bool:
+        """True: this call has decompressed as much as it may."""
+        if not message.final:
+            return False
+        self._message = None
+        payload = message.whole(self._inflate, self.limits.max_message)
+        if events and isinstance(last := events[-1], Messages) and last.text is message.text:
+            last.payloads.append(payload)
+        else:
+            events.append(Messages(message.text, [payload]))
+        if not message.compressed:
+            return False
+        self._inflated += len(payload)
+        most = self.limits.max_inflated
+        return most is not None and self._inflated >= most
 
     def _control(self, opcode: int, payload: bytes, events: list[Event]) -> None:
         if opcode == PING:

@@ -256,7 +256,13 @@ def test_a_token_brings_no_key():
 
 
 def test_a_header_that_asks_for_more_is_refused():
-    for extra in ({"crit": ["exp"], "exp": 1}, {"crit": []}, {"b64": False}, {"b64": False, "crit": ["b64"]}):
+    for extra in (
+        {"crit": ["exp"], "exp": 1},
+        {"crit": []},
+        {"crit": None},
+        {"b64": False},
+        {"b64": False, "crit": ["b64"]},
+    ):
         assert "crit" in refused(EVERY, signed_by_hand({}, header={"alg": "HS256", **extra}))
 
 

@@ -69,6 +69,23 @@ def test_a_request_torn_anywhere_is_understood_the_same(whole):
     assert len(bodies) == 1
 
 
+@pytest.mark.parametrize("end", [b"0\r\n\n", b"0\r\nX: y\n\n", b"0\r\nX: y\n\r\n", b"0\r\nX: y\r\n z\r\n\r\n"])
+def test_trailers_that_two_readers_could_divide_differently_are_refused_wherever_they_are_torn(end):
+    whole = CHUNKED.removesuffix(b"0\r\n\r\n") + end
+    assert whole != CHUNKED
+
+    async def test(at):
+        async with conversation(echo) as peer:
+            await peer.send(whole[:at])
+            await trio.testing.wait_all_tasks_blocked()
+            await peer.send(whole[at:] + request())
+            return error_of(await peer.response("POST"))["message"]
+
+    told = {run(test, at) for at in range(1, len(whole))}
+    assert all(why.startswith("cannot read the request: ") for why in told)
+    assert len(told) == 1
+
+
 @pytest.mark.parametrize("whole", [SIZED, CHUNKED])
 def test_a_request_that_ends_anywhere_is_refused_or_forgotten(whole):
     reached = []

@@ -41,6 +41,7 @@ OFFERS = [
     ("permessage-deflate", {"client_max_window_bits": 10}, ""),
     ("permessage-deflate; server_max_window_bits=10", {}, "server_max_window_bits=10"),
     ('permessage-deflate; server_max_window_bits="10"', {}, "server_max_window_bits=10"),
+    ('permessage-deflate; server_max_window_bits="1\\0", foo; a="\\b"', {}, "server_max_window_bits=10"),
     ("permessage-deflate; server_max_window_bits=12", {"server_max_window_bits": 9}, "server_max_window_bits=9"),
     ("permessage-deflate", {"server_max_window_bits": 9}, ""),
     ("permessage-deflate; server_no_context_takeover", {}, "server_no_context_takeover"),
@@ -83,6 +84,10 @@ def test_an_offer_is_answered_or_declined(header, settings, answer):
         "permessage-deflate; =1",
         'a; b="c',
         'a; b="c d"',
+        'a; b=""',
+        'a; b="\\"',
+        'a; b="c\\ d"',
+        "a; b=c\\d",
         "a; b=",
         "ä",
         "a;;b",
@@ -103,6 +108,16 @@ def test_extensions_are_few_and_long_ones_are_given_up_at_once():
     with pytest.raises(ProtocolError, match="more than 64"):
         parse_extensions(", ".join(["a"] * 65))
     assert len(parse_extensions(", ".join(["a"] * 64))) == 64
+    with pytest.raises(ProtocolError, match="more than 64"):
+        parse_extensions("a" + "; b" * 64)
+    assert parse_extensions("a" + "; b" * 63) == [("a", [("b", None)] * 63)]
+
+
+def test_empty_elements_are_none_however_many():
+    for header in (", ,\t," * 20_000 + "a", "a" + ",," * 20_000, ",,a,,", " , a , "):
+        assert parse_extensions(header) == [("a", [])]
+    for header in (",," * 20_000, ",", ""):
+        assert parse_extensions(header) == []
 
 
 SETTINGS = st.builds(
@@ -227,6 +242,85 @@ def test_compressed_frames_and_others_between_them(takeover, step):
     for at in range(0, len(stream), step or len(stream)):
         got += said(decoding.receive(stream[at : at + (step or len(stream))]))
     assert (got, decoding.error) == (expected, None)
+
+
+@pytest.mark.parametrize("step", [None, 1, 11, 400])
+def test_what_a_read_blows_up_to_is_handed_over_in_parts(step):
+    """Neither lost nor doubled nor out of order, and never much more at once than was agreed on."""
+    pack = Compressor()
+    stream, expected = b"", []
+    for i in range(40):
+        payload = bytes([i]) * (0, 10, 3000, 9000)[i % 4]
+        packed = pack.message(payload)
+        if i % 5:
+            stream += frame(BINARY, packed, key=b"\x01\xfe\x80\x7f", compressed=True)
+        else:
+            stream += raw(0x42, packed[:1]) + raw(0x89, b"!") + raw(0x80, packed[1:])
+            expected.append(("ping", b"!"))
+        stream += frame(BINARY, b"plain", key=b"abcd")
+        expected += [("binary", payload), ("binary", b"plain")]
+    stream += raw(0x88, b"\x03\xe8") + frame(BINARY, b"behind", key=b"abcd")
+    expected.append(("close", (1000, "")))
+    decoding = Decoder(Limits(max_inflated=10_000), masked=True, inflate=Decompressor())
+    got, turns = [], 0
+    for at in range(0, len(stream), step or len(stream)):
+        data = stream[at : at + (step or len(stream))]
+        while data:
+            found = said(decoding.receive(data))
+            inflated = [said for kind, said in found if kind == "binary" and said != b"plain"]
+            assert sum(map(len, inflated[:-1])) < 10_000
+            got += found
+            data, turns = decoding.left, turns + bool(decoding.left)
+    assert (got, decoding.error, decoding.closed) == (expected, None, True)
+    assert decoding.left == b""
+    assert turns > 0 or step in (1, 11)
+
+
+def frames_of(pieces) -> bytes:
+    """Each piece is what a frame, or the two of a message, is made of; "bad" is none."""
+    pack, stream = Compressor(), b""
+    for kind, size in pieces:
+        payload = b"ab" * size
+        if kind == "packed":
+            stream += frame(TEXT, pack.message(payload), key=b"\x01\xfe\x80\x7f", compressed=True)
+        elif kind == "parts":
+            packed = pack.message(payload)
+            stream += raw(0x42, packed[:2]) + raw(0x8A, b"!") + raw(0x80, packed[2:])
+        elif kind == "plain":
+            stream += frame(TEXT, payload, key=b"abcd")
+        else:
+            stream += {"ping": raw(0x89, b"?"), "bad": raw(0xC1, b"\xff\xff"), "close": raw(0x88, b"")}[kind]
+    return stream
+
+
+KINDS = st.sampled_from(["packed"] * 4 + ["parts"] * 2 + ["plain", "plain", "ping", "bad", "close"])
+
+
+@given(
+    st.lists(st.tuples(KINDS, st.integers(0, 400)), max_size=20).map(frames_of),
+    st.integers(0, 2000),
+    st.integers(1, 300),
+)
+def test_the_bound_changes_nothing_but_when(stream, most, step):
+    whole = Decoder(Limits(), masked=True, inflate=Decompressor())
+    expected = said(whole.receive(stream))
+    bounded = Decoder(Limits(max_inflated=most), masked=True, inflate=Decompressor())
+    got = []
+    for at in range(0, len(stream), step):
+        data = stream[at : at + step]
+        while data:
+            got += said(bounded.receive(data))
+            data = bounded.left
+    assert (got, bounded.closed) == (expected, whole.closed)
+    assert getattr(bounded.error, "close", None) == getattr(whole.error, "close", None)
+
+
+def test_without_that_bound_a_call_takes_all():
+    pack = Compressor()
+    stream = b"".join(frame(BINARY, pack.message(bytes(9000)), key=b"abcd", compressed=True) for _ in range(40))
+    decoding = Decoder(Limits(), masked=True, inflate=Decompressor())
+    assert len(said(decoding.receive(stream))) == 40
+    assert decoding.left == b""
 
 
 @pytest.mark.parametrize(

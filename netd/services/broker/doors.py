@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from netd.net.stream import READ
 from netd.sessions import doors
 from netd.wire.websocket import Limits
 
@@ -22,7 +23,8 @@ class Door(doors.Door):
 
     def __init__(self, exchange: Any, address: str, interface: str | None) -> None:
         super().__init__(exchange, address, interface)
-        self.limits = Limits()
+        # as much as a read brings of what is not compressed: outboxes have room for that, and are written after it
+        self.limits = Limits(max_inflated=READ)
         self.ping_timeout = 0.0
 
     def configure(self, config: BrokerConfig) -> None:  # type: ignore[override]

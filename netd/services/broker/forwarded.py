@@ -7,6 +7,9 @@ Rules:
 - proxies append, so the list is read from its end: the last address that is not trusted is the client's. What stands
   before it was written by whoever has that address, and counts for nothing;
 - what is no address ("unknown", "_hidden", rubbish) ends the reading: the client is then the last one that is known;
+- every comma ends an element, also between quotation marks, where none belongs: or a client that leaves some open would
+  swallow what its proxy says of it;
+- no more is looked at than may count: a header can be as long as a request's head;
 - where both headers are there and do not name the same client, one of them is the client's own: the request is refused.
 """
 
@@ -25,7 +28,9 @@ if TYPE_CHECKING:
 
 MAX_HOPS = 32
 """Addresses that are looked at, from the end."""
-_PAIR = re.compile(r'\s*([!#$%&\'*+\-.^_`|~0-9A-Za-z]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^\s";,]*)\s*(;|,|$)')
+_MAX_PAIRS = 16
+"""Of one element of Forwarded; RFC 7239 knows four."""
+_PAIR = re.compile(r'\s*([!#$%&\'*+\-.^_`|~0-9A-Za-z]+)\s*=\s*("(?:[^"\\]++|\\.)*+"|[^\s";]*+)\s*(?:;|$)')
 _QUOTED = re.compile(r"\\(.)")
 _WITH_PORT = re.compile(r"\[([^\]]*)\](?::[0-9_A-Za-z]{1,8})?|([0-9.]+)(?::[0-9_A-Za-z]{1,8})?")
 
@@ -45,21 +50,22 @@ def client_of(peer: str, headers: Iterable[tuple[bytes, bytes]], networks: Seque
     """
     if not networks or not _trusted(peer, networks):
         return Client(peer, None)
-    lists: list[list[str | None]] = []
-    loose: list[str | None] = []
-    standard: list[str | None] = []
+    loose: list[str] = []
+    standard: list[str] = []
     schemes: list[str] = []
     for name, value in headers:
         if name == b"x-forwarded-for":
-            loose += [_address(each) for each in value.decode("latin-1").split(",")]
+            loose.append(value.decode("latin-1"))
         elif name == b"forwarded":
-            for element in _elements(value.decode("latin-1")):
-                standard.append(_address(element["for"]) if "for" in element else None)
-                schemes += [element["proto"]] if "proto" in element else []
+            standard.append(value.decode("latin-1"))
+            schemes += [each["proto"] for each in map(_element, _last([standard[-1]])) if "proto" in each]
         elif name == b"x-forwarded-proto":
-            schemes += [each.strip() for each in value.decode("latin-1").split(",")]
-    lists = [each for each in (loose, standard) if each]
-    found = {_last_untrusted(peer, each, networks) for each in lists}
+            schemes.append(value.decode("latin-1").rpartition(",")[2].strip())
+    heard = [
+        [_address(each) for each in _last(loose)],
+        [_address(_element(each).get("for", "")) for each in _last(standard)],
+    ]
+    found = {_last_untrusted(peer, each, networks) for each in heard if each}
     if len(found) > 1:
         raise ControlError("cannot tell the client: X-Forwarded-For and Forwarded name different ones")
     scheme = schemes[-1].lower() if schemes else None
@@ -68,7 +74,7 @@ def client_of(peer: str, headers: Iterable[tuple[bytes, bytes]], networks: Seque
 
 def _last_untrusted(peer: str, hops: list[str | None], networks: Sequence[IPNetwork]) -> str:
     known = peer
-    for hop in list(reversed(hops))[:MAX_HOPS]:
+    for hop in reversed(hops):
         if hop is None:
             return known
         known = hop
@@ -102,26 +108,29 @@ def _address(text: str) -> str | None:
     return str(ip).partition("%")[0]
 
 
-def _elements(value: str) -> list[dict[str, str]]:
-    """The elements of a Forwarded header (RFC 7239 section 4), in order; from what cannot be read on, one without
-    anything in it, so that what is behind it counts and what is before does not."""
-    elements: list[dict[str, str]] = [{}]
+def _last(values: list[str]) -> list[str]:
+    """The last elements of a list that is in several headers, in order: as many as count."""
+    found: list[str] = []
+    for value in reversed(values):
+        found = [*value.rsplit(",", MAX_HOPS)[-MAX_HOPS:], *found]
+        if len(found) >= MAX_HOPS:
+            break
+    return found[-MAX_HOPS:]
+
+
+def _element(text: str) -> dict[str, str]:
+    """The pairs of an element of Forwarded (RFC 7239 section 4); none of one that cannot be read to its end."""
+    pairs: dict[str, str] = {}
     at = 0
-    while at < len(value):
-        found = _PAIR.match(value, at)
-        if found is None:
-            comma = value.find(",", at)
-            elements[-1] = {}
-            if comma < 0:
-                break
-            elements.append({})
-            at = comma + 1
-            continue
-        name, text = found[1].lower(), found[2]
-        if text.startswith('"'):
-            text = _QUOTED.sub(r"\1", text[1:-1])
-        elements[-1][name] = text
-        if found[3] == ",":
-            elements.append({})
+    while at < len(text):
+        found = _PAIR.match(text, at)
+        if found is None or len(pairs) >= _MAX_PAIRS:
+            return {}
+        name, value = found[1].lower(), found[2]
+        if value.startswith('"'):
+            value = _QUOTED.sub(r"\1", value[1:-1])
+        if name in pairs:
+            return {}  # at most once (section 4)
+        pairs[name] = value
         at = found.end()
-    return elements
+    return pairs

@@ -42,6 +42,8 @@ Role = Literal["pub", "sub", "both"]
 
 _PADDED = 100
 """Bytes of a ping to be traced by: a byte for each probe (netd.wire.probes), and a control frame has 125 at most."""
+_INFLATED = 256
+"""Why a connection is held (`Connection.held`) while what was decompressed of one read is on its way; see `Held`."""
 _IDLE_TALK = 1024
 """Bytes that a client of an event stream may send, which nobody reads."""
 
@@ -67,7 +69,8 @@ class Mode(modes.Mode):
         for event in events:
             kind = type(event)
             if kind is Messages:
-                connection.mode.messages(connection, event.text, event.payloads, event is events[-1])
+                last = event is events[-1] and not decoder.left
+                connection.mode.messages(connection, event.text, event.payloads, last)
                 if connection.closing:
                     return
             elif kind is Ping:
@@ -81,6 +84,12 @@ class Mode(modes.Mode):
             connection.pong(pings)
         if decoder.error is not None:
             raise decoder.error
+        if decoder.left:
+            # what was decompressed has to leave first, or it would be too much for whoever hears it
+            connection.hold(_INFLATED)
+            connection.stream.put_back(decoder.left)
+            reactor = connection.door.exchange.reactor
+            reactor.call_at(reactor.now, partial(_go_on, connection, decoder.left))
 
     def messages(self, connection: Connection, text: bool, payloads: list[bytes], last: bool) -> None:
         """Whole messages of one kind; text is valid UTF-8. `last`: nothing came after them in this read."""
@@ -114,7 +123,7 @@ class Operations(Mode):
         if not self.settled:
             mode = connection.mode = OPERATIONS[format]
             connection.door.exchange.speak(connection, mode.encoder)
-        serve_requests(connection, connection.door.exchange.hub, payloads, format)
+        serve_requests(connection, connection.door.exchange.hub, payloads, format, last=last)
 
     def farewell(self, code: int, reason: str, retry_after: float | None) -> bytes:
         last = self.encoder.encode(Close(code=code, reason=reason, retry_after=retry_after))
@@ -209,6 +218,16 @@ def _end_where_denied(connection: Connection, operation: str, channel: bytes | N
         connection.door.exchange.hub.permissions.check(connection.session, operation, channel)
     except Denied as error:
         connection.end(CloseCode.POLICY, str(error))
+
+
+def _go_on(connection: Connection, left: bytes) -> None:
+    """Serve what a decoder has left, and behind it what the connection has put back since, being held."""
+    stream, bucket = connection.stream, connection._bucket
+    if stream.rare is not None and (behind := stream.rare.received) is not left:
+        stream.put_back(left + behind)
+    if bucket is not None:
+        bucket.tokens += len(left)  # they were paid for
+    connection.release(_INFLATED)
 
 
 def _tell(session: Session, position: Ok) -> None:

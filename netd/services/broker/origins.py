@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _HOST = re.compile(r"(?:\[([0-9a-f:.]{2,45})\]|([a-z0-9_](?:[a-z0-9._-]{0,251}[a-z0-9_])?)\.?)(?::([0-9]{0,5}))?")
 _NAME_PATTERN = re.compile(r"\*\.[a-z0-9_](?:[a-z0-9._-]{0,251}[a-z0-9_])?")
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,31}")
 _FIELD_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}")
 _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}")
 _MAX_REQUESTED = 32
@@ -58,7 +59,7 @@ def parse_origin(text: str) -> Site | None:
     """ "https://Example.org" -> Site; None for what is none, "null" included."""
     scheme, mark, rest = text.partition("://")
     scheme = scheme.lower()
-    if not mark or not re.fullmatch(r"[a-z][a-z0-9+.-]{0,31}", scheme):
+    if not mark or not _SCHEME.fullmatch(scheme):
         return None
     parsed = parse_host(rest)
     if parsed is None:
@@ -111,7 +112,7 @@ def check_origin_pattern(text: str) -> str:
     if text in ("*", "null"):
         return text
     scheme, mark, rest = text.partition("://")
-    if not mark or not scheme.isalnum() or _named(rest) is None:
+    if not mark or not _SCHEME.fullmatch(scheme.lower()) or _named(rest) is None:
         raise ValueError(
             f'cannot use {text!r} as an origin: write "https://example.org", "https://*.example.org", "null" or "*"'
         )
@@ -136,21 +137,17 @@ class Hosts:
             return True
         if host == "localhost" or host.endswith(".localhost"):
             return True
-        try:
-            ip = ipaddress.ip_address(host)
-        except ValueError:
-            return False
-        return ip.is_loopback or (own is not None and _same_address(ip, own))
+        ip = _address(host)
+        return ip is not None and (ip.is_loopback or (own is not None and ip == _address(own.partition("%")[0])))
 
 
-def _same_address(ip: ipaddress.IPv4Address | ipaddress.IPv6Address, own: str) -> bool:
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """What is written so; an IPv4 address in IPv6 clothes (::ffff:127.0.0.1) is the IPv4 address."""
     try:
-        other = ipaddress.ip_address(own.partition("%")[0])
+        ip = ipaddress.ip_address(text)
     except ValueError:
-        return False
-    if isinstance(other, ipaddress.IPv6Address) and other.ipv4_mapped is not None:
-        other = other.ipv4_mapped
-    return ip == other
+        return None
+    return (ip.ipv4_mapped or ip) if isinstance(ip, ipaddress.IPv6Address) else ip
 
 
 class Origins:
@@ -181,6 +178,12 @@ class Origins:
 def site_of(scheme: str, host: str, port: int | None) -> Site:
     """What a request is for, as an origin."""
     return Site(scheme, host, _PORTS.get(scheme, 0) if port is None else port)
+
+
+def written(site: Site) -> str:
+    """As an origin is written, its port always said."""
+    host = f"[{site.host}]" if ":" in site.host else site.host
+    return f"{site.scheme}://{host}:{site.port}"
 
 
 # --- CORS ------------------------------------------------------------------------------------------------------------

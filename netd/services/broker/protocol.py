@@ -46,6 +46,8 @@ _ESCAPE = re.compile(rb"%(?:([0-9A-Fa-f]{2})|)")
 _NUMBER = re.compile(r"[0-9]{1,16}")
 _POSITION = re.compile(r"([!-~]{1,128}):([0-9]{1,16})")
 _TOKEN_PREFIX, _TOKEN64_PREFIX = "netd.token.", "netd.token64."
+_TOKEN_MARK: Final = b"netd.token"
+"""What both begin with: a list without it is not taken apart, however long it is."""
 _GET: Final = ("GET", "HEAD", "OPTIONS")
 _SOCKET: Final = ("GET", "OPTIONS")
 _POST: Final = ("POST", "OPTIONS")
@@ -420,7 +422,7 @@ def token_of(query_token: str | None, headers: Headers) -> str | None:
             scheme, _, credentials = value.strip().partition(b" ")
             if scheme.lower() == b"bearer":
                 found.append(credentials.strip().decode("latin-1"))
-        elif name == b"sec-websocket-protocol":
+        elif name == b"sec-websocket-protocol" and _TOKEN_MARK in value:
             found += [token for each in value.split(b",") if (token := _of_subprotocol(each)) is not None]
     if not found:
         return None

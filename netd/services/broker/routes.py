@@ -27,7 +27,7 @@ from netd.services.broker.answers import JSON, Answered, Awaited, say, say_json,
 from netd.services.broker.application import Requests
 from netd.services.broker.caller import Budgets, Caller
 from netd.services.broker.forwarded import client_of
-from netd.services.broker.origins import Hosts, Origins, cors_headers, parse_host, preflight, site_of
+from netd.services.broker.origins import Hosts, Origins, cors_headers, parse_host, preflight, site_of, written
 from netd.services.broker.request import GONE, Request
 from netd.wire import messages
 from netd.wire.upgrade import Upgrade, upgrade, wants_upgrade
@@ -164,7 +164,12 @@ class Broker:
         if origin is not None and not self._origins.allows(origin.decode("latin-1"), request.site):
             what = origin[:200].decode("latin-1")
             request.cors = cors_headers(self._origins, None)
-            raise Answered(403, "denied", f"cannot serve a page of {what!r}: it is of another origin (broker.origins)")
+            why = "it is of another origin"
+            if (site := request.site) is not None:
+                # which tells who has a proxy with TLS in front what is missing
+                why += f" than {written(site)}"
+            keys = "broker.origins; behind a proxy, forwarded of its listener"
+            raise Answered(403, "denied", f"cannot serve a page of {what!r}: {why} ({keys})")
         request.cors = cors_headers(self._origins, origin)
 
     def _own(self, request: Request) -> str | None:
@@ -245,6 +250,8 @@ class Broker:
     def _may_have(self, mode: Any, caller: Caller) -> None:
         if (denied := self._gateway.refusal(mode, caller.grants)) is not None:
             raise denied
+        if isinstance(mode, modes.Plain) and mode.role == "pub":
+            self._hub.one_channel(mode.channel, "publish to")  # it would be let in to be heard by nobody
 
     def _allowed(self, caller: Any, operation: str, channel: bytes | None) -> None:
         self._hub.allowed(caller, operation, channel)

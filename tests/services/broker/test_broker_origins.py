@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
+from urllib.parse import urlsplit
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from netd.errors import ControlError
+from netd.services.broker import forwarded
 from netd.services.broker.config import BrokerConfig
 from netd.services.broker.forwarded import client_of
 from netd.services.broker.origins import (
@@ -23,6 +25,7 @@ from netd.services.broker.origins import (
     parse_origin,
     preflight,
     site_of,
+    written,
 )
 
 HERE = Site("http", "chat.example", 3000)
@@ -71,6 +74,11 @@ def test_hosts_are_read_strictly(text, found):
         ([], "192.0.2.1:3000", "192.0.2.1", True),
         ([], "192.0.2.1:3000", "::ffff:192.0.2.1", True),
         ([], "[2001:db8::1]", "2001:db8::1%eth0", True),
+        ([], "[::ffff:192.0.2.1]", "192.0.2.1", True),
+        ([], "[::ffff:127.0.0.1]:3000", None, True),
+        ([], "[::ffff:192.0.2.2]", "192.0.2.1", False),
+        ([], "0.0.0.0", "127.0.0.1", False),
+        ([], "[::]", "::1", False),
         ([], "192.0.2.2", "192.0.2.1", False),
         ([], "192.0.2.2", None, False),
         ([], "evil.example", "127.0.0.1", False),
@@ -129,11 +137,26 @@ def test_which_pages_may_ask(patterns, origin, site, allowed):
     assert Origins(patterns).allows(origin, site) is allowed
 
 
-@given(st.text(max_size=60))
+PIECES = ["https", "http", "://", "page", "example", "evil", "chat", ".", ":", "443", "3000", "0443", "@", "/", "*"]
+PIECES += ["[", "]", "::1", "null", "%", "#", "?", " ", "\\", "\n", "\0", "https://page.example"]
+PIECES += ["http://chat.example:3000"]
+
+
+@given(st.text(max_size=60) | st.lists(st.sampled_from(PIECES), max_size=9).map("".join))
+@example("https://a.page.example:443")
+@example("https://page.example.:0443")
 def test_no_text_is_an_origin_by_accident(text):
     strict = Origins(["https://page.example", "https://*.page.example"])
     if strict.allows(text, HERE):
-        assert parse_origin(text).host.endswith("page.example") or parse_origin(text) == HERE
+        # as the standard library reads it, which knows nothing of ours
+        found = urlsplit(text)
+        assert found.username is found.password is None
+        assert (found.path, found.query, found.fragment) == ("", "", "")
+        assert "\n" not in text
+        host, port = found.hostname.rstrip("."), found.port or 443
+        if (found.scheme, host, port) != ("http", "chat.example", 3000):
+            assert (found.scheme, port) == ("https", 443)
+            assert f".{host}".endswith(".page.example")
 
 
 def test_patterns_that_say_nothing_are_refused_where_they_are_written():
@@ -144,7 +167,11 @@ def test_patterns_that_say_nothing_are_refused_where_they_are_written():
             check_host_pattern(bad)
     for good in ("*", "null", "https://example.org", "http://*.example.org:81", "https://[::1]:3000"):
         assert check_origin_pattern(good) == good
-    for bad in ("", "example.org", "https://", "https://a/b", "https://*", "https://a b"):
+    # those of extensions and of apps, which are none of the web's
+    for good in ("chrome-extension://abcdef", "moz-extension://0b7e-4c", "capacitor://localhost", "HTTPS://A.Example"):
+        assert check_origin_pattern(good) == good
+        assert Origins([good]).allows(good, None)
+    for bad in ("", "example.org", "https://", "https://a/b", "https://*", "https://a b", "é://a", "-a://b", "://a"):
         with pytest.raises(ValueError, match="cannot use"):
             check_origin_pattern(bad)
     with pytest.raises(ValidationError, match=r"cannot use 'example\.org' as an origin"):
@@ -177,6 +204,11 @@ def test_a_preflight_is_granted_what_it_asks_for():
     )
     many = [(b"access-control-request-method", b"GET"), (b"access-control-request-headers", b",".join([b"a%d" % n for n in range(99)]))]  # fmt: skip  # noqa: E501
     assert dict(preflight(many, (), 0))[b"access-control-allow-headers"].count(b",") == 31
+
+
+@pytest.mark.parametrize("text", ["http://a.example:3000", "https://[2001:db8::1]:443"])
+def test_a_site_is_written_as_an_origin(text):
+    assert written(parse_origin(text)) == text
 
 
 def test_a_site_has_its_schemes_port():
@@ -225,10 +257,34 @@ def rfc(*values):
         ("10.0.0.1", rfc("for=1.1.1.1, rubbish rubbish"), "10.0.0.1"),
         ("10.0.0.1", rfc('for="1.1.1.1\\", for=203.0.113.9'), "203.0.113.9"),
         ("10.0.0.1", xff("203.0.113.9") + rfc("for=203.0.113.9"), "203.0.113.9"),
+        # what a client leaves open does not swallow what its proxy says of it
+        ("10.0.0.1", rfc('for="evil, for="[2001:db8::7]:4711"'), "2001:db8::7"),
+        ("10.0.0.1", rfc('for=1.1.1.1;by="a, for="[2001:db8::7]";proto=https'), "2001:db8::7"),
+        ("10.0.0.1", rfc('for="1.1.1.1\\", for="[2001:db8::7]"'), "2001:db8::7"),
+        ("10.0.0.1", rfc("for=203.0.113.9;for=1.1.1.1"), "10.0.0.1"),
+        ("10.0.0.1", rfc("for=203.0.113.9;;proto=http"), "10.0.0.1"),
+        ("10.0.0.1", rfc("for=203.0.113.9;" + ";".join(f"a{n}=b" for n in range(20))), "10.0.0.1"),
+        # as many as are looked at, and one more
+        ("10.0.0.1", xff("203.0.113.9" + ", 10.0.0.2" * 31), "203.0.113.9"),
+        ("10.0.0.1", xff("203.0.113.9" + ", 10.0.0.2" * 32), "10.0.0.2"),
+        ("10.0.0.1", xff("203.0.113.9", *["10.0.0.2"] * 31), "203.0.113.9"),
+        ("10.0.0.1", xff("203.0.113.9", *["10.0.0.2, 10.0.0.3"] * 16), "10.0.0.2"),
+        ("10.0.0.1", rfc("for=203.0.113.9" + ", for=10.0.0.2" * 31), "203.0.113.9"),
+        ("10.0.0.1", rfc("for=203.0.113.9" + ", for=10.0.0.2" * 32), "10.0.0.2"),
     ],
 )
 def test_the_client_is_the_last_address_that_is_not_trusted(peer, headers, client):
     assert client_of(peer, headers, NETWORKS).host == client
+
+
+def test_no_more_is_read_than_counts(monkeypatch):
+    """A client may send its proxy as long a header as it likes, and each address that is looked at takes its time."""
+    looked = []
+    monkeypatch.setattr(forwarded, "_address", lambda text: looked.append(text) or "10.0.0.2")
+    for headers in (xff("," * 16_000), xff(*[",,,"] * 60), rfc("," * 16_000), rfc(*["for=1.1.1.1," * 40] * 30)):
+        client_of("10.0.0.1", headers, NETWORKS)
+        assert len(looked) == 32
+        looked.clear()
 
 
 def test_nobody_is_trusted_unless_it_is_said():
@@ -247,6 +303,7 @@ def test_the_scheme_is_what_the_last_proxy_says():
     assert client_of("203.0.113.1", proto, NETWORKS).scheme is None
     assert client_of("10.0.0.1", [(b"x-forwarded-proto", b"gopher")], NETWORKS).scheme is None
     assert client_of("10.0.0.1", rfc("for=203.0.113.9;proto=https"), NETWORKS).scheme == "https"
+    assert client_of("10.0.0.1", rfc("proto=http", 'for=_a;proto="https"'), NETWORKS).scheme == "https"
 
 
 @given(st.text(st.characters(codec="latin-1"), max_size=120), st.sampled_from([b"forwarded", b"x-forwarded-for"]))

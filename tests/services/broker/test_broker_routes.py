@@ -452,6 +452,7 @@ async def test_a_page_of_another_origin_is_refused_everywhere():
             ):
                 assert (answer.status, error_of(answer)[0]) == (403, "denied")
                 assert "access-control-allow-origin" not in answer.headers
+                assert "another origin than http://localhost:80 (broker.origins" in error_of(answer)[1]
         assert (await house.ask("GET", "/", "Origin: a", "Origin: b")).status == 400
         assert house.hub.opened == house.hub.published == 0
         port = house.port()

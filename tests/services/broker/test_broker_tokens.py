@@ -121,3 +121,13 @@ async def test_an_event_stream_of_a_pattern():
         assert (answer.status, error_of(answer)[0]) == (400, "invalid"), "a pattern is no channel"
         answer = await house.ask("GET", "/channels/chat:*.news/history", bearer(issue(netd=CHAT)))
         assert (answer.status, error_of(answer)[0]) == (409, "unsupported"), "and has no history"
+
+
+async def test_a_websocket_that_could_only_publish_to_a_pattern_is_refused():
+    async with serving(hub=HUB, clock=Clock()) as house:
+        answer = await house.upgrade("/ws/chat:a.%3E?role=pub", bearer(issue(netd=CHAT)))
+        assert (answer.status, error_of(answer)[0]) == (409, "unsupported")
+        assert "(hub.namespace.0.wildcards)" in error_of(answer)[1]
+        for role in ("sub", "both"):  # these hear what it stands for
+            answer = await house.upgrade(f"/ws/chat:a.%3E?role={role}", bearer(issue(netd=CHAT)))
+            assert answer.status == 101
