@@ -23,7 +23,7 @@ from netd.hub.outbox import NORMAL_PRIORITY, Chunk, Outbox, Shared
 from netd.wire.messages import MAX_TAGS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from netd.budget import Bucket
     from netd.hub.outbox import Flusher, OutboxRules
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["NO_TAGS", "Encoder", "Link", "Session", "encoded", "offer", "spread"]
 
 NO_TAGS: Mapping[str, str] = MappingProxyType({})
+_UUIDS = 128
+"""Ids of which the random bytes are fetched at once."""
 _VARIANTS = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 
 
@@ -117,7 +119,7 @@ class Session:
         internal: bool = False,
     ) -> None:
         """`tags` are its own, `fixed_tags` were vouched for."""
-        self.id = id or _random_uuid()
+        self.id = id or next(_uuids)
         self.outbox = outbox
         outbox.encoder = encoder
         self.link = link
@@ -125,7 +127,11 @@ class Session:
         self.listener = listener
         self.address = address
         self.name = name
-        self.tag(tags or NO_TAGS, fixed_tags or NO_TAGS, grants)
+        if tags or fixed_tags or grants.tags:
+            self.tag(tags or NO_TAGS, fixed_tags or NO_TAGS, grants)
+        else:
+            self.tags = self.own_tags = self.fixed_tags = NO_TAGS
+            self.grants = grants
         self.opened = opened
         """Set by `hub.open` when it is 0."""
         self.heartbeat = 0.0
@@ -203,10 +209,25 @@ class Session:
         return bool(data) and self.outbox.push(data, priority, ephemeral)  # type: ignore[arg-type]
 
 
-def _random_uuid() -> str:
-    """As str(uuid.uuid4()), RFC 9562 section 5.4, in a third of its time."""
-    text = os.urandom(16).hex()
-    return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{_VARIANTS[text[16]]}{text[17:20]}-{text[20:]}"
+def _random_uuids() -> Iterator[str]:
+    """Each as str(uuid.uuid4()), RFC 9562 section 5.4, in a sixth of its time: the kernel is asked for many at once."""
+    while True:
+        random = os.urandom(16 * _UUIDS).hex()
+        for at in range(0, len(random), 32):
+            text = random[at : at + 32]
+            yield f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{_VARIANTS[text[16]]}{text[17:20]}-{text[20:]}"
+
+
+_uuids = _random_uuids()
+
+
+def _forked() -> None:
+    """A child process is not to give the ids that its parent will."""
+    global _uuids
+    _uuids = _random_uuids()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def _effective(*origins: Mapping[str, str]) -> Mapping[str, str]:
@@ -245,7 +266,8 @@ def spread(
     A batch goes as one chunk where there is room for it, so that no policy would have met any of its messages, or will,
     and no rate parts them; elsewhere one by one. What is counted are its messages.
     """
-    plain = priority == NORMAL_PRIORITY and not ephemeral
+    normal = priority == NORMAL_PRIORITY
+    plain = normal and not ephemeral
     known: dict[int, tuple[bytes, int]] = {}
     encoder: Encoder | None = None
     data = b""
@@ -292,7 +314,7 @@ def spread(
             elif more and (outbox.rules.rate or not outbox.joins or waiting + size > outbox.rules.plenty):
                 assert isinstance(event, Batch)
                 reached += event.push(outbox)
-            elif plain and waiting + size <= outbox.rules.high:
+            elif (plain or (normal and outbox.rules.policy == "disconnect")) and waiting + size <= outbox.rules.high:
                 if not waiting:
                     outbox.chunks = alone
                     outbox.size = size

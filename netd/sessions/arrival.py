@@ -49,6 +49,8 @@ class Entrance:
     certificate: Certificate | None
     bequeathed: object = field(default=None, init=False)
     """What its listening socket leaves to those that it accepts, of SessionService._apply."""
+    complete: bool = field(default=False, init=False)
+    """Their send buffers are among it."""
     heirs: int = field(default=0, init=False)
     """Once `listener.drained` is this, all that are accepted have inherited it."""
 

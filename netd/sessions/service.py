@@ -221,7 +221,7 @@ class SessionService(Generic[ConfigT, EntranceT, RoomT]):
                 # who is in its queue by now has not inherited this: see _arrived
                 entrance.bequeathed, entrance.heirs = tuned, entrance.listener.drained + 1
                 with suppress(OSError):  # released, and nobody comes by it any more
-                    bequeath(entrance.listener.socket, config)
+                    entrance.complete = bequeath(entrance.listener.socket, config)
         paced = config.rate, config.burst, config.input_rate, config.input_burst, config.backpressure
         if room.paced != paced:
             room.paced = paced
@@ -277,7 +277,7 @@ class SessionService(Generic[ConfigT, EntranceT, RoomT]):
                 try:
                     if entrance.heirs > entrance.listener.drained:
                         tune(sock, config)
-                    elif config.send_buffer:
+                    elif not entrance.complete and config.send_buffer:
                         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, config.send_buffer)
                 except OSError:
                     why = "gone"

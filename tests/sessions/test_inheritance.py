@@ -7,6 +7,7 @@ import socket
 import pytest
 import trio
 
+from netd.sessions import sockets
 from netd.sessions.config import SessionLimits
 from netd.sessions.sockets import bequeath, tune
 from tests.services.broker.lab import House, eventually, serving
@@ -21,6 +22,7 @@ NAMES = {
     "buffer": (socket.SOL_SOCKET, socket.SO_SNDBUF),
 }
 OPTIONS = ["nodelay", "keepalive", "idle", "interval", "probes", "unsent"]
+SO_BUF_LOCK = socket.SOL_SOCKET, 72
 
 
 def options(sock: socket.socket, names: list[str] = OPTIONS) -> list[int]:
@@ -39,6 +41,47 @@ def test_the_kernel_hands_on_what_tune_would_set(family: socket.AddressFamily, k
             inherited = options(server)
             tune(server, config)
             assert inherited == options(server)
+
+
+def test_the_send_buffer_is_handed_on_and_given_back_to_the_kernel() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        try:
+            listening.getsockopt(*SO_BUF_LOCK)
+        except OSError:
+            pytest.skip("this kernel has no SO_BUF_LOCK: it came with 5.14")
+
+        def accepted() -> socket.socket:
+            with socket.create_connection(listening.getsockname()):
+                return listening.accept()[0]
+
+        with accepted() as before:
+            assert bequeath(listening, SessionLimits(send_buffer=65_536))
+            for _ in range(2):
+                with accepted() as sock:
+                    assert sock.getsockopt(*NAMES["buffer"]) == 131_072
+                    assert sock.getsockopt(*SO_BUF_LOCK) == 1
+            assert bequeath(listening, SessionLimits(send_buffer=0))
+            with accepted() as sock:
+                assert sock.getsockopt(*NAMES["buffer"]) == before.getsockopt(*NAMES["buffer"])
+                assert sock.getsockopt(*SO_BUF_LOCK) == 0
+
+
+def test_without_such_a_lock_everybody_is_told_the_send_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As kernels before 5.14 answer."""
+    monkeypatch.setattr(sockets, "SO_BUF_LOCK", 12_345)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        before = listening.getsockopt(*NAMES["buffer"])
+        assert not bequeath(listening, SessionLimits(send_buffer=65_536))
+        assert bequeath(listening, SessionLimits(send_buffer=0)), "there is nothing to tell"
+        assert listening.getsockopt(*NAMES["buffer"]) == before
+
+
+async def test_who_comes_where_it_is_not_handed_on_has_it_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "SO_BUF_LOCK", 12_345)
+    async with serving(send_buffer=65_536) as house:
+        assert options(await came(house), ["buffer"]) == [131_072]
+        await house.live(send_buffer=100_000)
+        assert options(await came(house), ["buffer"]) == [200_000]
 
 
 async def came(house: House) -> socket.socket:
