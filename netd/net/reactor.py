@@ -151,10 +151,12 @@ class Reactor:
         """Marked, and there was no time to flush them. They go before anything more is read."""
         self._fresh: list[Stream] = []
         """Streams that came with bytes already read."""
-        self._buried: list[Stream] = []
-        """Streams that are gone and whose endpoints are still to hear of it."""
-        self._lingering: deque[tuple[float, int]] = deque()
-        """Until when, and which descriptor: one timer for all, as each of them most often ends before."""
+        self._buried: list[tuple[Stream, str]] = []
+        """Streams that are gone and whose endpoints are still to hear of it, and why."""
+        self._lingering: dict[Stream, float] = {}
+        """Until when: one timer for all, as each of them most often ends before."""
+        self._looking = False
+        """That timer is set."""
         self._watched: dict[int, Callable[[], None]] = {}
         """Descriptors that are no streams', and what is called while they can be read."""
         self._timers = Timers()
@@ -531,36 +533,33 @@ class Reactor:
         others: list[OutgoingOfCrowdT] = []
         begun = monotonic()
         until = self._now + SLICE
-        left = step
-        for at, outbox in enumerate(outboxes):
-            stream = outbox.stream
-            if (
-                outbox.size
-                or outbox.encoder is not encoder
-                or outbox.rules is not rules
-                or outbox.flusher is not self
-                or stream is None
-                or stream.slow
-            ):
-                others.append(outbox)
-                continue
-            outbox.left += messages
-            try:
-                sent = stream.socket.send(data)
-            except BlockingIOError:
-                sent = 0
-            except OSError as error:
-                self.bury(stream, _why(error))
-                continue
-            stream.bytes_out += sent
-            if sent != size:
-                self._keep(stream, [memoryview(data)[sent:] if sent else data])
-            left -= 1
-            if not left:
-                if monotonic() > until:
-                    others += outboxes[at + 1 :]
-                    break
-                left = step
+        for at in range(0, len(outboxes), step):
+            if at and monotonic() > until:
+                others += outboxes[at:]
+                break
+            for outbox in outboxes[at : at + step]:
+                stream = outbox.stream
+                if (
+                    outbox.size
+                    or outbox.encoder is not encoder
+                    or outbox.rules is not rules
+                    or outbox.flusher is not self
+                    or stream is None
+                    or stream.slow
+                ):
+                    others.append(outbox)
+                    continue
+                outbox.left += messages
+                try:
+                    sent = stream.socket.send(data)
+                except BlockingIOError:
+                    sent = 0
+                except OSError as error:
+                    self.bury(stream, _why(error))
+                    continue
+                stream.bytes_out += sent
+                if sent != size:
+                    self._keep(stream, [memoryview(data)[sent:] if sent else data])
         self._apart = monotonic() - begun
         return others
 
@@ -614,6 +613,32 @@ class Reactor:
         # epoll says of it meanwhile is not looked at
         self.mark(stream.outbox)
 
+    def part(self, stream: Stream, last: bytes, why: str, within: float) -> None:
+        """See Stream.part."""
+        sock = stream.socket
+        try:
+            sent = sock.send(last, socket.MSG_MORE)  # until the next line sends it, and the FIN with it
+            if sent == len(last):
+                sock.shutdown(socket.SHUT_WR)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self.bury(stream, _why(error))
+            return
+        stream.bytes_out += sent
+        if sent != len(last):
+            self._keep(stream, [memoryview(last)[sent:]])
+            self.begin_closing(stream, why, within)
+            return
+        if stream.paused:
+            stream.paused = False
+            self.paused -= 1
+        stream.state = LINGERING
+        stream.slow = True
+        stream.plain = False
+        self.arm(stream)
+        self._linger(stream)
+
     def bury(self, stream: Stream, why: str) -> None:
         """It is gone: the socket is closed and the endpoint told at the end of the batch."""
         if stream.state == GONE:
@@ -621,13 +646,16 @@ class Reactor:
         if stream.paused:
             stream.paused = False
             self.paused -= 1
-        rare = stream.extra()
-        rare.why = rare.why or why
-        rare.received = b""
-        for timer in (rare.cut_off, rare.again):
-            if timer is not None:
-                timer.cancel()
-        rare.cut_off = rare.again = None
+        rare = stream.rare
+        if rare is not None:
+            why = rare.why or why
+            rare.received = b""
+            for timer in (rare.cut_off, rare.again):
+                if timer is not None:
+                    timer.cancel()
+            rare.cut_off = rare.again = None
+        if stream.state == LINGERING:
+            self._lingering.pop(stream, None)
         stream.state = GONE
         stream.slow = True
         stream.plain = False
@@ -640,7 +668,7 @@ class Reactor:
             self._epoll.unregister(fd)
         self._streams[fd] = None
         self._count -= 1
-        self._buried.append(stream)
+        self._buried.append((stream, why))
         if self._parked:
             self._wake()
 
@@ -793,13 +821,13 @@ class Reactor:
         while self._buried:
             buried, self._buried = self._buried, []
             rest = iter(buried)
-            for stream in rest:
-                assert stream.rare is not None
-                for written in stream.rare.waiting or ():
-                    written.over()
+            for stream, why in rest:
+                if stream.rare is not None:
+                    for written in stream.rare.waiting or ():
+                        written.over()
                 stream.socket.close()
                 try:
-                    stream.endpoint.ended(stream.rare.why)
+                    stream.endpoint.ended(why)
                 except Exception:
                     log.exception("an endpoint failed at its end")
                 if monotonic() > until:
@@ -912,31 +940,30 @@ class Reactor:
         if rare.cut_off is not None:
             rare.cut_off.cancel()
             rare.cut_off = None
-        until = self._now + _LINGER
-        if rare.until < until:
+        if rare.until < self._now + _LINGER:
             rare.cut_off = self.call_at(rare.until, partial(self.bury, stream, rare.why))
-            return
-        rare.until = until
-        self._lingering.append((until, stream.socket.fileno()))
-        if len(self._lingering) == 1:
-            self._linger_until(until)
+        else:
+            self._linger(stream)
 
-    def _linger_until(self, when: float) -> None:
+    def _linger(self, stream: Stream) -> None:
+        """Wait for the peer's FIN, for a bounded time."""
+        until = self._lingering[stream] = self.now + _LINGER
+        if not self._looking:
+            self._look_at(until)
+
+    def _look_at(self, when: float) -> None:
+        self._looking = True
         self._timers.call_at(when, self._no_longer)
 
     def _no_longer(self) -> None:
         """End those who have lingered for long enough, and look again when the next one has."""
-        lingering, now = self._lingering, self.now
-        while lingering:
-            until, fd = lingering[0]
-            stream = self._streams[fd]
-            # another one may have that descriptor by now
-            if stream is not None and stream.state == LINGERING and stream.extra().until == until:
-                if until > now + _SOON:
-                    self._linger_until(until)
-                    return
-                self.bury(stream, stream.extra().why)
-            lingering.popleft()
+        now = self.now
+        self._looking = False
+        for stream, until in list(self._lingering.items()):
+            if until > now + _SOON:
+                self._look_at(until)
+                break
+            self.bury(stream, "")
 
     def _await_end(self, stream: Stream) -> None:
         """It is closing, and something is in the way of its last words: what epoll has to say, for a bounded time."""

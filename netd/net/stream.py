@@ -267,6 +267,12 @@ class Stream:
         if self.state == OPEN:
             self.reactor.begin_closing(self, why, within)
 
+    def part(self, last: bytes, why: str, *, within: float = 5.0) -> None:
+        """`close` one for which nothing waits but `last`: that is sent at once, in one packet with the FIN. The
+        shortest way where the peer has said goodbye. Not for TLS."""
+        if self.state == OPEN:
+            self.reactor.part(self, last, why, within)
+
     def abort(self, why: str) -> None:
         """End it now; what waits is lost."""
         self.reactor.bury(self, why)

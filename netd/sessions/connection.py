@@ -67,6 +67,8 @@ class Held(IntFlag):
     """It sent too fast."""
     READER = 8
     """A program that uses the server library has not taken what came before."""
+    INFLATED = 16
+    """What was decompressed of one read is on its way, and the rest of it waits."""
 
 
 class Connection:
@@ -271,6 +273,17 @@ class Connection:
         self.outbox.finish(last)
         self.door.exchange.forget(self, code, reason)
         self.stream.close(reason, within=within)
+
+    def _part(self, last: bytes) -> None:
+        """The same, the short way, where nothing else waits."""
+        outbox, stream = self.outbox, self.stream
+        if outbox.size or stream.slow:
+            self._finish(last, FAREWELL)
+            return
+        code, reason = self._closing or (CloseCode.NORMAL, "")
+        outbox.left += 1
+        self.door.exchange.forget(self, code, reason)
+        stream.part(last, reason, within=FAREWELL)
 
     def _spend(self, size: int) -> None:
         door = self.door

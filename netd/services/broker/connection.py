@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from netd.sessions import connection
-from netd.sessions.connection import FAREWELL, SLOW_FAREWELL
+from netd.sessions.connection import SLOW_FAREWELL
 from netd.wire import websocket
 from netd.wire.messages import CloseCode
 from netd.wire.websocket import NO_CODE, PONG, Decoder, frames
@@ -66,7 +66,7 @@ class Connection(connection.Connection):
         if self._closing is None:
             code = CloseCode.NORMAL if event.code == NO_CODE else event.code
             self._closing = (code, event.reason or "the client closed it")
-            self._finish(_echo(event.code, event.reason), FAREWELL)
+            self._part(_echo(event.code, event.reason))
 
 
 @lru_cache(maxsize=64)
