@@ -235,7 +235,8 @@ class Hub:
         if not session.opened:
             session.opened = self.clock()
         self.sessions[session.id] = session
-        self.index(session)
+        if session.tags or session.name is not None:
+            self.index(session)
         self.watch(session)
         self.opened += 1
         if not session.internal:  # the daemon's own are nobody's clients
@@ -272,8 +273,11 @@ class Hub:
         self.unindex(session)
         del self.sessions[session.id]
         self._internal -= session.internal
-        for key in self.past:
-            self.past[key] += getattr(session, key)
+        past, outbox = self.past, session.outbox
+        past["messages_in"] += session.messages_in
+        past["messages_out"] += outbox.messages
+        past["refused"] += session.refused
+        past["dropped"] += outbox.dropped
         session.buckets = None
         self.stays.keep(session, self.clock(), self.config.resume_seconds)
         if not session.internal:
@@ -381,7 +385,7 @@ class Hub:
 
     def watch(self, session: Session) -> None:
         """The session may have another token now: have `expire` know when that ends."""
-        if self._expiries.watch(session):
+        if session.grants.expires != NEVER and self._expiries.watch(session):
             self.on_sooner()
 
     def expire(self, most: int = 256) -> float | None:

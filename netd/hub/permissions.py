@@ -38,6 +38,7 @@ _VERBS = {
 }
 
 
+_OF_CHANNELS = ("subscribe", "publish", "presence", "history", "recover")
 _KNOWN = 4096
 
 
@@ -52,7 +53,7 @@ class Refusal(ControlError):
 class Realm:
     """A namespace at work: its rules, where they stand, and what happened under them."""
 
-    __slots__ = ("_skip", "delivered", "name", "path", "patterns", "published", "refused", "rules")
+    __slots__ = ("_skip", "delivered", "name", "open", "path", "patterns", "published", "refused", "rules")
 
     def __init__(self, rules: Namespace, path: str) -> None:
         self.rules = rules
@@ -60,6 +61,8 @@ class Realm:
         """Its configuration key, "hub.namespace.0"."""
         self.name = rules.name
         self._skip = len(rules.name.encode()) + 1 if rules.name else 0
+        self.open: frozenset[str] = frozenset()
+        """What anyone may do in it; nothing in one that there is not."""
         self.patterns: Patterns | None = None
         """None where there are none: all that a message in a namespace without them looks at."""
         self.published = 0
@@ -119,6 +122,7 @@ class Permissions:
         for index, rules in enumerate(config.namespace):
             name = rules.name.encode()
             realm = self._realms[name] = Realm(rules, f"hub.namespace.{index}")
+            realm.open = frozenset(operation for operation in _OF_CHANNELS if _who(rules, operation) == "anyone")
             if earlier is not None and (before := earlier._realms.get(name)) is not None:
                 realm.published, realm.delivered, realm.refused = before.published, before.delivered, before.refused
 
@@ -144,21 +148,19 @@ class Permissions:
     def permits(self, session: Session, operation: str, channel: bytes) -> bool:
         """Whether the session may do this to a channel: subscribe, publish, presence, history or recover."""
         realm = self.realm(channel)
-        who: Who | None = getattr(realm.rules, operation)
+        if operation in realm.open:
+            return True
+        if _who(realm.rules, operation) != "token" or realm is self._nowhere:
+            return False
         if operation == "recover":
             operation = "history"
-            who = who or realm.rules.history
-        if who == "anyone":
-            return realm is not self._nowhere
-        if who != "token" or realm is self._nowhere:
-            return False
         if realm.wild(channel):
             return session.grants.covers(operation, realm.literal(channel))
         return session.grants.permits(operation, channel)
 
     def open_to_all(self, operation: str, realm: Realm) -> bool:
         """Whether anyone may do this to every channel of a namespace."""
-        return realm is not self._nowhere and getattr(realm.rules, operation) == "anyone"
+        return operation in realm.open
 
     def check(self, session: Session, operation: str, channel: bytes | None) -> None:
         """Raise Denied when the session may not do this; `channel` is None for operations of no channel."""
@@ -193,6 +195,11 @@ class Permissions:
         if who == "token" and session.grants.token is not None:
             return f"token {session.grants.token!r} does not permit it ({session.grants.path}.{operation})"
         return f"it is allowed to {'tokens only' if who == 'token' else 'nobody'} (hub.{operation})"
+
+
+def _who(rules: Namespace, operation: str) -> Who:
+    who: Who | None = getattr(rules, operation)
+    return who or rules.history  # only `recover` may be left open
 
 
 def valid(channel: bytes) -> bytes:

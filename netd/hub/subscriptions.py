@@ -49,7 +49,7 @@ def subscribe(
 ) -> None:
     """`Hub.subscribe`."""
     realm = hub.permissions.realm(valid(channel))
-    if checked:
+    if checked and "subscribe" not in realm.open:
         hub.allowed(session, "subscribe", channel)
     wild = realm.wild(channel)
     if pattern and not wild:
@@ -62,7 +62,7 @@ def subscribe(
         elif answer is not None:
             _tell_position(hub, channel, recover, answer)
         return
-    _has_room(hub, session, channel)
+    _has_room(hub, session, channel, realm)
     if wild:
         if answer is not None:
             answer(_ok_pattern(channel, recover))
@@ -76,9 +76,22 @@ def subscribe(
     if recover is None and answer is None and hub.backplane.at_once and not realm.rules.history_size:
         # there is no position, and nobody would be told
         _go_live(hub, session, place)
-        return
+    else:
+        _find_position(hub, session, place, recover, checked, answer)
+
+
+def _find_position(
+    hub: Hub,
+    session: Session,
+    place: Channel,
+    recover: Position | None,
+    checked: bool,
+    answer: Callable[[Ok], None] | None,
+) -> None:
+    """Ask the backplane where a channel is, and for what was missed since `recover`."""
+    channel = place.name
     place.wait(session)
-    realm.changed(channel)
+    place.realm.changed(channel)
     if recover is None or (checked and not hub.permissions.permits(session, "recover", channel)):
 
         def located(position: Position | None) -> None:
@@ -128,8 +141,9 @@ def copy(hub: Hub, source: Session, target: Session) -> int:
     new = sorted((source.channels or set()) - (target.channels or set()))
     patterns = 0
     for more, channel in enumerate(new):
-        _has_room(hub, target, channel, more, patterns)
-        patterns += hub.permissions.realm(channel).wild(channel)
+        realm = hub.permissions.realm(channel)
+        _has_room(hub, target, channel, realm, more, patterns)
+        patterns += realm.wild(channel)
     for channel in new:
         subscribe(hub, target, channel, None, False, None)
     return len(new)
@@ -137,8 +151,10 @@ def copy(hub: Hub, source: Session, target: Session) -> int:
 
 def _note(hub: Hub, session: Session, name: bytes, placed: bool) -> None:
     """It has one more subscription."""
-    session.channels = session.channels or set()
-    session.channels.add(name)
+    if session.channels is None:
+        session.channels = {name}
+    else:
+        session.channels.add(name)
     if placed:
         session.placed = session.placed or set()
         session.placed.add(name)
@@ -175,10 +191,10 @@ def _no_pattern(realm: Realm, name: bytes) -> Refusal:
     return Refusal("unsupported", f"{what}: namespace {realm.name!r} allows no wildcards {realm.key('wildcards')}")
 
 
-def _has_room(hub: Hub, session: Session, channel: bytes, more: int = 0, patterns: int = 0) -> None:
+def _has_room(hub: Hub, session: Session, channel: bytes, realm: Realm, more: int = 0, patterns: int = 0) -> None:
     """Raise Refusal where a bound is in the way of one more subscription (besides `more` others, of which so many are
     patterns)."""
-    config, realm = hub.config, hub.permissions.realm(channel)
+    config = hub.config
     place: Channel | Pattern | None
     if realm.wild(channel):
         place = realm.pattern(channel)

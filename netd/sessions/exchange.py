@@ -24,6 +24,7 @@ import structlog
 
 from netd.budget import Places
 from netd.errors import ProtocolError, TooBusy
+from netd.hub.grants import ANONYMOUS
 from netd.hub.outbox import Outbox
 from netd.hub.session import Session
 from netd.sessions.connection import Connection
@@ -32,8 +33,9 @@ from netd.sessions.views import Totals
 from netd.wire.messages import CloseCode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
+    from netd.hub.grants import Grant
     from netd.hub.hub import Hub
     from netd.hub.outbox import OutboxRules
     from netd.hub.session import Encoder
@@ -172,11 +174,14 @@ class Exchange(Generic[ConnectionT, DoorT]):
         tls: TlsLayer | None = None,
         received: bytes = b"",
         stream: Stream | None = None,
-        **about: Any,
+        grants: Grant = ANONYMOUS,
+        name: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        fixed_tags: Mapping[str, str] | None = None,
     ) -> None:
         """Make a session, an outbox and a stream in the reactor of a connection and its socket (socket.socket, which
-        nothing here touches). `about` is what more the Session is told. `welcome` comes next. Its place (`places`,
-        `key`) was taken by the caller and goes with it. `stream`: the socket is in the reactor already.
+        nothing here touches). `welcome` comes next. Its place (`places`, `key`) was taken by the caller and goes with
+        it. `stream`: the socket is in the reactor already.
 
         Raises RuntimeError while the reactor does not run, and OSError if it takes no more; then socket and place are
         still the caller's.
@@ -191,7 +196,10 @@ class Exchange(Generic[ConnectionT, DoorT]):
             outbox=outbox,
             link=connection,
             opened=self.clock(),
-            **about,
+            grants=grants,
+            name=name,
+            tags=tags,
+            fixed_tags=fixed_tags,
         )
         session.heartbeat = door.ping_interval if connection.mode.pings else 0.0
         if stream is None:

@@ -92,6 +92,32 @@ class Vocabulary:
     drain: type[Drain]
 
 
+class _Kind:
+    """How much of one kind is said: `rate` a second, and at once."""
+
+    __slots__ = ("_bucket", "_full_until", "_rate", "notice", "unsaid")
+
+    def __init__(self, notice: type[SessionNotice]) -> None:
+        self.notice = notice
+        self.unsaid: int | None = None
+        """How many were left out since the last one."""
+        self._rate = NOTICES.get(notice.kind, _OTHERS)
+        self._bucket = Bucket()
+        self._full_until = 0.0
+        """What the bucket said last: thousands are left out in a second."""
+
+    def has_room(self, now: float) -> bool:
+        """Whether one more is said. It is counted if not."""
+        if now >= self._full_until:
+            rate, bucket = self._rate, self._bucket
+            bucket.refill(now, rate, rate)
+            if not (wait := bucket.draw(rate)):
+                return True
+            self._full_until = now + wait
+        self.unsaid = (self.unsaid or 0) + 1
+        return False
+
+
 class Teller:
     """An exchange's Observer that puts all of it on the bus, as far as the bound allows."""
 
@@ -99,55 +125,37 @@ class Teller:
         """`clock` is monotonic."""
         self._bus = bus
         self._clock = clock
-        self._words = words
-        self._buckets: dict[str, Bucket] = {}
-        self._unsaid: dict[str, int] = {}
-        self._full_until: dict[str, float] = {}
-        """What the buckets said last, by kind: thousands are left out in a second."""
+        self._opened = _Kind(words.opened)
+        self._closed = _Kind(words.closed)
+        self._rejected = _Kind(words.rejected)
+        self._backpressure = _Kind(words.backpressure)
+        self._drain = _Kind(words.drain)
 
     def opened(self, connection: Connection) -> None:
-        words, session = self._words.opened, connection.session
-        if self._no_room(words):
-            return
-        self._tell(
-            words,
-            session=session.id,
-            address=session.address,
-            listener=session.listener,
-            mode=connection.mode.name,
-        )
+        if self._opened.has_room(self._clock()):
+            session = connection.session
+            self._tell(
+                self._opened,
+                session=session.id,
+                address=session.address,
+                listener=session.listener,
+                mode=connection.mode.name,
+            )
 
     def closed(self, connection: Connection, code: int, why: str) -> None:
-        words, session = self._words.closed, connection.session
-        if self._no_room(words):
-            return
-        self._tell(words, session=session.id, address=session.address, code=int(code), why=why)
+        if self._closed.has_room(self._clock()):
+            session = connection.session
+            self._tell(self._closed, session=session.id, address=session.address, code=int(code), why=why)
 
     def rejected(self, why: str, address: str) -> None:
-        if not self._no_room(self._words.rejected):
-            self._tell(self._words.rejected, why=why, address=address)
+        if self._rejected.has_room(self._clock()):
+            self._tell(self._rejected, why=why, address=address)
 
     def pressure(self, connection: Connection, over: bool) -> None:
-        kind: type[SessionNotice] = self._words.backpressure if over else self._words.drain
-        if not self._no_room(kind):
+        kind = self._backpressure if over else self._drain
+        if kind.has_room(self._clock()):
             self._tell(kind, session=connection.session.id, queued=connection.outbox.size)
 
-    def _tell(self, kind: type[SessionNotice], **fields: object) -> None:
-        self._bus.publish(kind(unsaid=self._unsaid.pop(kind.kind, None), **fields))
-
-    def _no_room(self, kind: type[SessionNotice]) -> bool:
-        """Whether one more of this kind has to be left out. It is counted then."""
-        now, name = self._clock(), kind.kind
-        if now < self._full_until.get(name, 0.0):
-            self._unsaid[name] += 1
-            return True
-        rate = NOTICES.get(name, _OTHERS)
-        bucket = self._buckets.get(name)
-        if bucket is None:
-            bucket = self._buckets[name] = Bucket(rate, now)
-        bucket.refill(now, rate, rate)
-        if (wait := bucket.draw(rate)) > 0:
-            self._full_until[name] = now + wait
-            self._unsaid[name] = self._unsaid.get(name, 0) + 1
-            return True
-        return False
+    def _tell(self, kind: _Kind, **fields: object) -> None:
+        unsaid, kind.unsaid = kind.unsaid, None
+        self._bus.publish(kind.notice(unsaid=unsaid, **fields))

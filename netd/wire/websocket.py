@@ -94,7 +94,7 @@ class Pong:
     payload: bytes
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Close:
     """The last event. `code` is 1005 where the frame carried none. Answer it with a close, unless ours was first."""
 
@@ -265,6 +265,23 @@ class Decoder:
         limits = self.limits
         most = limits.max_message if limits.max_frame is None else min(limits.max_frame, limits.max_message)
         inside = self._message is not None
+        if masked and not inside and 6 <= end - at <= _LONG and ((first := data[at]) == _BINARIES or first == _TEXTS):
+            # who does not speak in a hurry is read one whole frame at a time; the loop takes anything
+            size, body, least = data[at + 1] ^ masked, at + 6, 0
+            if size == 126:
+                (size,), body, least = _length16(data, at + 2), at + 8, 126
+            elif size > 126:
+                least = size + 1
+            if body + size == end and least <= size <= most:
+                payload = data[body:]
+                if size:
+                    whole = _int(data[body - 4 :])
+                    bits, copies, over = _spread(size)
+                    payload = (whole ^ (whole >> bits) * copies >> over).to_bytes(size)
+                if first == _TEXTS:
+                    _check_text(payload)
+                events.append(Messages(first == _TEXTS, [payload]))
+                return end
         kind = before = -1
         payloads: list[bytes] = []
         tries = _TRIES
@@ -336,7 +353,11 @@ class Decoder:
                 if stop > end:
                     return at
                 payload = data[body:stop]
-                self._control(first & 0x0F, mask(payload, data[body - 4 : body]) if masked else payload, events)
+                if masked and size:
+                    whole = _int(data[body - 4 : stop])
+                    bits, copies, over = _spread(size)
+                    payload = (whole ^ (whole >> bits) * copies >> over).to_bytes(size)
+                self._control(first & 0x0F, payload, events)
                 if self.closed:
                     self._message = None
                     return end
@@ -546,7 +567,9 @@ def _check_text(payload: bytes, events: list[Event] | None = None) -> None:
             raise _not_utf8(error) from None
 
 
+@lru_cache(maxsize=64)
 def _close_event(payload: bytes) -> Close:
+    """Most are alike."""
     if not payload:
         return Close(NO_CODE, "")
     if len(payload) == 1:

@@ -285,6 +285,19 @@ def test_a_length_of_64_bits_has_none_first():
         assert fed(decoder(), raw(0x82, b"", length=(1 << 63) - 1, size=8), step) == ([], 1009)
 
 
+@pytest.mark.parametrize("opcode", [TEXT, BINARY, CLOSE])
+@pytest.mark.parametrize("masked", [SERVER, CLIENT])
+def test_a_read_that_may_be_one_whole_frame_is_what_it_is_in_two_reads(opcode, masked):
+    """Whatever its second byte says, and as long as that may be taken to mean."""
+    for second in range(256):
+        for length in {second & 127, second ^ 128, 126}:
+            for more in (-1, 0, 2):
+                for middle in (b"", length.to_bytes(2), length.to_bytes(8)):
+                    body = bytes(4) * masked + b"a" * (length + more)
+                    data = bytes([FIN | opcode, second]) + middle + body
+                    assert fed(decoder(masked), data) == fed(decoder(masked), data, 1), (second, length, more, middle)
+
+
 def test_masks_have_to_be_where_they_have_to_be():
     """Section 5.1."""
     good = frame(TEXT, b"x")

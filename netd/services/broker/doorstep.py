@@ -124,7 +124,7 @@ class Doorstep:
             return
         self._data += data
         end = self._data.find(_END, max(0, before - 3))
-        if end < 0 and len(self._data) <= self.gateway.config.http.max_head:
+        if end < 0 and len(self._data) <= self.gateway.config.http.max_head and not self._begins_badly(before):
             return
         if end < 0 or not self._begins_well() or not self._upgrade():
             self.gateway.to_front_door(self)
@@ -160,6 +160,11 @@ class Doorstep:
         self.stream.close("too slow", within=1.0)
 
     # --- inside ---
+
+    def _begins_badly(self, before: int) -> bool:
+        """Whether this will never be a head, whatever comes: who speaks TLS, or frames, or ends lines without CR, is
+        told so at once. `before` bytes of it were looked at already."""
+        return self._data[0] <= 0x20 or self._data.find(b"\n\n", max(0, before - 1)) >= 0
 
     def _begins_well(self) -> bool:
         """Whether this may be the handshake of a WebSocket."""
@@ -219,26 +224,22 @@ def recur(
 ) -> bool:
     """Whether a connection that begins with `data` is a WebSocket now, as one like it was before (recurring.py), or has
     come to nothing: its place is no longer the caller's. If not, nothing has happened. `doorstep`: where it waits."""
-    head = recurring.head_of(data)
-    if head is None or (known := gateway.recurring.find(head, gateway.config)) is None:
+    found = gateway.recurring.find(data, gateway.config)
+    if found is None:
         return False
+    known, random = found
+    mode = known.mode
     if known.own is not None and known.own != _own_of(sock):
         return False
-    if not may_recur(gateway, door) or not gateway.open_to_all(known.mode):
+    if not may_recur(gateway, door) or not gateway.open_to_all(mode):
         return False  # and why it is refused, the site says
     stream = None
     if doorstep is not None:
         stream = doorstep.stream
         gateway.left_doorstep(doorstep)
-    connection = gateway.enter(
-        door,
-        Admitted(sock, stream, known.answer(head.key), b""),
-        address=address,
-        key=key,
-        mode=known.mode,
-        deflate=known.deflate,
-    )
-    gateway.answers[known.mode.name, 101] += 1
+    head = known.answer(random)
+    connection = gateway.admit(door, sock, head, address, key, mode, deflate=known.deflate, stream=stream)
+    gateway.answers[mode.name, 101] += 1
     if connection is not None and stream is None:
         connection.stream.bytes_in += len(data)
     return True

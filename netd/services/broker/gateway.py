@@ -13,7 +13,6 @@ Left out: HTTP, and what is asked of a handshake (routes.py).
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -42,10 +41,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from netd.hub.hub import Hub
+    from netd.hub.outbox import Outbox
     from netd.hub.session import Encoder
     from netd.hub.tokens import Grant
     from netd.net.asgi import App, Handed
     from netd.net.stream import Stream
+    from netd.net.tls import TlsLayer
     from netd.services.broker.config import BrokerConfig
     from netd.services.broker.modes import Mode
     from netd.wire.deflate import Agreed, Compressor, DeflateSettings
@@ -117,7 +118,11 @@ class Gateway(Exchange[Connection, Door]):
             permits, channel = permissions.permits, mode.channel
             if mode.role != "pub" and permits(_ANYBODY, "subscribe", channel):
                 return True
-            return mode.role != "sub" and permits(_ANYBODY, "publish", channel)
+            return (
+                mode.role != "sub"
+                and permits(_ANYBODY, "publish", channel)
+                and not permissions.realm(channel).wild(channel)
+            )
         if isinstance(mode, modes.App):
             try:
                 permissions.check(_ANYBODY, "application", None)
@@ -143,28 +148,72 @@ class Gateway(Exchange[Connection, Door]):
         `address` is the client's as people write it, `deflate` what compression was agreed on. None: it could not be
         had; it was told so as far as possible, and is closed.
         """
-        admitted = handed if isinstance(handed, Admitted) else None
-        arrived = tls = None
-        if admitted is not None:
-            sock, arrived = admitted.sock, admitted.stream
-        else:
-            stream: Any = handed.stream
-            if isinstance(stream, TlsStream):
-                tls, stream = stream.layer, stream.transport
-            sock = plain_socket(stream)
-        if isinstance(mode, Operations):
-            mode = OPERATIONS[mode.format] if mode.settled else _UNSETTLED
+        tls = None
+        if isinstance(handed, Admitted):
+            return self.admit(
+                door,
+                handed.sock,
+                handed.head,
+                address,
+                key,
+                mode,
+                deflate=deflate,
+                stream=handed.stream,
+                received=handed.received,
+                grants=grants or ANONYMOUS,
+                name=name,
+                tags=tags,
+            )
+        stream: Any = handed.stream
+        if isinstance(stream, TlsStream):
+            tls, stream = stream.layer, stream.transport
+        sock = plain_socket(stream)
         try:
-            if admitted is None:
-                tune(sock, self.config)
+            tune(sock, self.config)
+        except OSError as error:
+            self._not_taken(error, sock, None, address, key)
+            return None
+        return self.admit(
+            door,
+            sock,
+            b"",
+            address,
+            key,
+            mode,
+            deflate=deflate,
+            tls=tls,
+            received=handed.received,
+            grants=grants or ANONYMOUS,
+            name=name,
+            tags=tags,
+        )
+
+    def admit(
+        self,
+        door: Door,
+        sock: Any,
+        head: bytes,
+        address: str,
+        key: str,
+        mode: Mode,
+        *,
+        deflate: Agreed | None = None,
+        stream: Stream | None = None,
+        tls: TlsLayer | None = None,
+        received: bytes = b"",
+        grants: Grant = ANONYMOUS,
+        name: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> Connection | None:
+        """`enter` with a socket that is tuned; `stream`: and in the reactor already. `head` is what is said first: the
+        answer to its handshake, where it has had none."""
+        if mode.name == "operations":
+            mode = OPERATIONS[mode.format] if mode.settled else _UNSETTLED  # type: ignore[attr-defined]
+        try:
             connection = Connection(door, mode, key)
             encoder, outbox = mode.encoder, None
             if deflate is not None:
-                connection.decoder = Decoder(door.limits, masked=True, inflate=deflate.decompressor())
-                if deflate.server_no_context_takeover:
-                    encoder = self._pack(encoder, self._compressor(deflate))
-                else:
-                    outbox = Packing(door.rules, self._singly, connection, deflate.compressor(), self.least)
+                encoder, outbox = self._compress(connection, deflate)
             self.seat(
                 connection,
                 sock,
@@ -173,28 +222,18 @@ class Gateway(Exchange[Connection, Door]):
                 rules=door.rules,
                 outbox=outbox,
                 tls=tls,
-                received=handed.received,
-                stream=arrived,
-                grants=grants or ANONYMOUS,
+                received=received,
+                stream=stream,
+                grants=grants,
                 name=name,
                 tags=tags,
             )
-        except Exception as error:
-            if isinstance(error, OSError):
-                self.rejected("gone", address)
-                log.debug("cannot take over a connection", address=address, why=str(error))
-            else:
-                self.rejected("broken", address)
-                log.exception("cannot take over a connection", address=address)
-            if arrived is not None:
-                arrived.abort(str(error))  # its place goes with what it was before
-                return None
-            self.places.leave(key)
-            sock.close()
+        except Exception as error:  # noqa: BLE001  # said there
+            self._not_taken(error, sock, stream, address, key)
             return None
         try:
-            if admitted is not None:
-                self._send_head(connection, admitted.head)
+            if head:
+                self._send_head(connection, head)
             if deflate is not None and deflate.takeover:
                 self._mindful.add(connection)
             if not self.welcome(connection):
@@ -292,11 +331,37 @@ class Gateway(Exchange[Connection, Door]):
 
     # --- inside ---
 
+    def _not_taken(self, error: Exception, sock: Any, stream: Stream | None, address: str, key: str) -> None:
+        """It could not be made a session: it is gone, or something of ours is broken."""
+        if isinstance(error, OSError):
+            self.rejected("gone", address)
+            log.debug("cannot take over a connection", address=address, why=str(error))
+        else:
+            self.rejected("broken", address)
+            log.error("cannot take over a connection", address=address, exc_info=error)
+        if stream is not None:
+            stream.abort(str(error))  # its place goes with what it was before
+        else:
+            self.places.leave(key)
+            sock.close()
+
+    def _compress(self, connection: Connection, deflate: Agreed) -> tuple[Encoder, Outbox | None]:
+        """What a connection that has agreed on compression is spoken to with."""
+        door, encoder, outbox = connection.door, connection.mode.encoder, None
+        connection.decoder = Decoder(door.limits, masked=True, inflate=deflate.decompressor())
+        if deflate.server_no_context_takeover:
+            encoder = self._pack(encoder, self._compressor(deflate))
+        else:
+            outbox = Packing(door.rules, self._singly, connection, deflate.compressor(), self.least)
+        return encoder, outbox
+
     def _send_head(self, connection: Connection, head: bytes) -> None:
         """Before all that is urgent: nothing has been sent yet, so there is room for it."""
-        stream, sent = connection.stream, 0
-        with suppress(OSError):  # gone, or full after all: then it waits
+        stream = connection.stream
+        try:
             sent = stream.socket.send(head)
+        except OSError:  # gone, or full after all: then it waits
+            sent = 0
         stream.bytes_out += sent
         if sent < len(head):
             connection.outbox.push(head[sent:], 0)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from netd.errors import ControlError, Denied, ProtocolError
 from netd.services.broker.encoders import FRAMES, LINES, SPOKEN, Several
 from netd.sessions import modes
+from netd.sessions.connection import Held
 from netd.sessions.modes import serve_requests
 from netd.wire import messages
 from netd.wire.messages import Binary, Close, CloseCode, Ok, Position, Text
@@ -42,8 +43,6 @@ Role = Literal["pub", "sub", "both"]
 
 _PADDED = 100
 """Bytes of a ping to be traced by: a byte for each probe (netd.wire.probes), and a control frame has 125 at most."""
-_INFLATED = 256
-"""Why a connection is held (`Connection.held`) while what was decompressed of one read is on its way; see `Held`."""
 _IDLE_TALK = 1024
 """Bytes that a client of an event stream may send, which nobody reads."""
 
@@ -86,7 +85,7 @@ class Mode(modes.Mode):
             raise decoder.error
         if decoder.left:
             # what was decompressed has to leave first, or it would be too much for whoever hears it
-            connection.hold(_INFLATED)
+            connection.hold(Held.INFLATED)
             connection.stream.put_back(decoder.left)
             reactor = connection.door.exchange.reactor
             reactor.call_at(reactor.now, partial(_go_on, connection, decoder.left))
@@ -227,7 +226,7 @@ def _go_on(connection: Connection, left: bytes) -> None:
         stream.put_back(left + behind)
     if bucket is not None:
         bucket.tokens += len(left)  # they were paid for
-    connection.release(_INFLATED)
+    connection.release(Held.INFLATED)
 
 
 def _tell(session: Session, position: Ok) -> None:

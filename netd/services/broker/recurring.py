@@ -87,12 +87,21 @@ class Recurring:
     def __len__(self) -> int:
         return len(self._known)
 
-    def find(self, head: Head, config: object) -> Known | None:
-        """What it was answered under this configuration."""
+    def find(self, data: bytes, config: object) -> tuple[Known, bytes] | None:
+        """What a head was answered under this configuration, and the key that it has now."""
         if config is not self._config:
             self._known.clear()
             self._config = config
-        return self._known.get(head.constant)
+        at = data.find(_KEY)
+        if at < 0:
+            return None
+        start = at + len(_KEY)
+        stop = start + _SIZE
+        # what is here is one whole head, as `head_of` saw: with the key out of it, so is this
+        known = self._known.get(data[:start] + data[stop:])
+        if known is None or not is_key(key := data[start:stop]):
+            return None
+        return known, key
 
     def put(self, head: Head, headers: Iterable[tuple[bytes, bytes]], said: bytes, mode: Any, **more: Any) -> None:
         """Remember what a head, whose headers are these, was answered."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 
 from netd.services.broker.config import BrokerHttp
 from tests.services.broker.lab import KEY, PATIENCE, House, eventually, listening, serving
@@ -111,6 +112,24 @@ async def test_half_a_head_is_not_waited_for_for_ever() -> None:
         assert (await asked(house, HEAD[:40])).startswith(b"HTTP/1.1 408 ")
         assert await asked(house) == b""
         await eventually(lambda: house.exchange.places.total == 0)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"\x00\x00\x00\x05hello", b"GET /ws HTTP/1.1\nHost: a\n", b"\n"],
+    ids=["TLS", "a frame", "bare LF", "an empty line"],
+)
+async def test_what_will_never_be_a_head_is_not_waited_for(sent: bytes) -> None:
+    """In one piece or two, and long before `head_timeout`."""
+    async with serving(http=BrokerHttp(head_timeout=600.0)) as house:
+        for cut in (0, len(sent) - 1):
+            stream, _ = await house.connect()
+            async with stream:
+                await stream.send_all(sent[:cut])
+                await trio.testing.wait_all_tasks_blocked()
+                await stream.send_all(sent[cut:] + b"\n")
+                with trio.fail_after(PATIENCE):
+                    assert (await stream.receive_some(4096)).startswith(b"HTTP/1.1 400 ")
 
 
 async def test_past_the_limit_the_one_who_waits_longest_has_to_go() -> None:

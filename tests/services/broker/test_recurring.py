@@ -95,7 +95,11 @@ LINES = st.lists(st.tuples(NAMES, VALUES), max_size=6).map(
 )
 
 
-@given(st.one_of(WILD, st.tuples(LINES, LINES).map(lambda lines: GOOD % lines)), KEYS, KEYS)
+SHORT = b"GET / HTTP/1.1\r\nSec-WebSocket-Key: %s\r\n\r\n"
+SHAPES = st.one_of(WILD, st.tuples(LINES, LINES).map(lambda lines: GOOD % lines))
+
+
+@given(SHAPES, KEYS, KEYS)
 @example(b"GET /ws HTTP/1.1\r\nHost: a\r\nSec-WebSocket-Key: %s\r\n\r\n", KEY, OTHER)
 @example(b"GET /ws HTTP/1.1\r\nHost: a\r\nSec-WebSocket-Key: %s\r\n folded\r\n\r\n", KEY, OTHER)
 @example(b"GET /ws HTTP/1.1\r\nHost: a\r\nSec-WebSocket-Key: %s\r\nContent-Length: 4\r\n\r\nab\r\n\r\n", KEY, OTHER)
@@ -146,21 +150,49 @@ def test_what_is_no_head_with_a_key_is_left_to_h11(data: bytes) -> None:
 
 def test_heads_are_bounded_and_the_first_has_to_go() -> None:
     table, config = Recurring(), object()
-    heads = [head_of((HEAD % KEY).replace(b"room", b"%d" % number)) for number in range(MAX_HEADS + 1)]
-    for head in heads:
-        assert head is not None
-        assert table.find(head, config) is None
-        table.put(head, [], b"said " + accept_key(KEY) + b" so", None, deflate=None, own=None)
+    heads = [(HEAD % KEY).replace(b"room", b"%d" % number) for number in range(MAX_HEADS + 1)]
+    for data in heads:
+        assert table.find(data, config) is None
+        remember(table, data)
     assert len(table) == MAX_HEADS
-    first, last = heads[0], heads[-1]
-    assert first is not None
-    assert last is not None
-    assert table.find(first, config) is None
-    known = table.find(last, config)
-    assert known is not None
-    assert known.answer(OTHER) == b"said " + accept_key(OTHER) + b" so"
-    assert table.find(last, object()) is None, "under another configuration"
+    assert table.find(heads[0], config) is None
+    found = table.find(heads[-1].replace(KEY, OTHER), config)
+    assert found is not None
+    known, key = found
+    assert key == OTHER
+    assert known.answer(key) == b"said " + accept_key(OTHER) + b" so"
+    assert table.find(heads[-1], object()) is None, "under another configuration"
     assert len(table) == 0
+
+
+def remember(table: Recurring, data: bytes) -> None:
+    head = head_of(data)
+    assert head is not None
+    table.put(head, [], b"said " + accept_key(head.key) + b" so", None, deflate=None, own=None)
+
+
+@given(st.lists(st.tuples(SHAPES, KEYS), max_size=8), SHAPES, KEYS)
+@example([(HEAD.replace(b"%b", b"%s"), KEY)], HEAD.replace(b"%b", b"%s"), KEY[:-2] + b"!=")
+@example([(HEAD.replace(b"%b", b"%s"), KEY)], HEAD.replace(b"%b", b"%s"), KEY + b"\r\n")
+@example([(SHORT, KEY)], b"GET / HTTP/1.1\r\nSec-%sWebSocket-Key: \r\n\r\n", KEY)
+def test_only_a_head_that_is_whole_and_was_there_is_found(
+    earlier: list[tuple[bytes, bytes]], shape: bytes, key: bytes
+) -> None:
+    """What is found without looking at all of it again is what looking at all of it would have found."""
+    table, config, there = Recurring(), object(), set()
+    table.find(b"", config)
+    for one, its in earlier:
+        head = head_of(one.replace(b"%s", its, 1))
+        if head is not None:
+            there.add(head.constant)
+            remember(table, one.replace(b"%s", its, 1))
+    data = shape.replace(b"%s", key, 1)
+    head, found = head_of(data), table.find(data, config)
+    if head is None or head.constant not in there:
+        assert found is None
+    else:
+        assert found is not None
+        assert found[1] == head.key
 
 
 # --- the broker -----------------------------------------------------------------------------------------------------
@@ -282,6 +314,16 @@ async def test_a_permission_that_is_taken_away_is_missed_at_once() -> None:
             assert b" 101 " in await answer(house, HEAD % KEY)
         house.hub.reconfigure(OPEN.model_copy(update={"namespace": [closed]}))
         assert b" 403 " in await answer(house, HEAD % KEY)
+
+
+async def test_a_channel_that_is_a_pattern_by_now_is_published_to_by_nobody() -> None:
+    head = (HEAD % KEY).replace(b"public:room", b"public:*?role=pub")
+    async with serving() as house:
+        for _ in range(2):
+            assert b" 101 " in await answer(house, head)
+        wild = PUBLIC.model_copy(update={"wildcards": True})
+        house.hub.reconfigure(OPEN.model_copy(update={"namespace": [wild]}))
+        assert b" 409 " in await answer(house, head)
 
 
 async def test_another_configuration_knows_nobody() -> None:
