@@ -32,7 +32,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import sys
 from contextlib import AsyncExitStack
 from dataclasses import asdict
@@ -41,7 +40,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from tests.bench.broker_lab import Broker, BrokerWorkshop, Running, brokers, daemon, redis, relay
-from tests.bench.framed import Figures, Goal, Run, table
+from tests.bench.figures import Figures, Goal, Run, judge, progress, table
 from tests.bench.framed_lab import CannotMeasure, cpu_seconds, resident, spawned
 
 if TYPE_CHECKING:
@@ -203,30 +202,14 @@ async def two_nodes(shop: BrokerWorkshop, figures: Figures) -> None:
 # --- showing ---------------------------------------------------------------------------------------------------------
 
 
-def progress(text: str, options: argparse.Namespace) -> None:
-    if sys.stderr.isatty() and not options.json:
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-
-
 def show(figures: Figures, known: dict[str, Broker], options: argparse.Namespace) -> None:
     for scenario, found in figures.runs.items():
         noun = "connection" if scenario == "accepts" else "message"
         rows = [[scenario, "CPU us", "C /", "spread", f"{noun}/s", "p50 us", "p99 us", "core busy"]]
-        for name, runs in found.items():
+        for name in found:
             ratio = figures.ratio(scenario, "C epoll", name)
-            middle = {key: statistics.median(getattr(run, key) for run in runs) for key in asdict(runs[0])}
-            rows.append(
-                [
-                    name,
-                    f"{middle['cpu']:.3f}",
-                    f"{ratio:.2f}" if ratio else "",
-                    spread(figures, scenario, name),
-                    f"{middle['rate']:,.0f}",
-                    f"{middle['p50']:,.1f}" if middle["p50"] else "",
-                    f"{middle['p99']:,.1f}" if middle["p99"] else "",
-                    f"{middle['busy']:.0%}",
-                ]
-            )
+            compared = f"{ratio:.2f}" if ratio else "", spread(figures, scenario, name)
+            rows.append(figures.row(scenario, name, *compared))
         print(f"{table(rows)}\n")
     absent = [[name, broker.absent] for name, broker in known.items() if broker.absent and name in options.peers]
     for name, why in absent:
@@ -240,26 +223,6 @@ def spread(figures: Figures, scenario: str, name: str) -> str:
     found = figures.runs[scenario]
     ratios = [one.cpu / other.cpu for one, other in zip(found.get("C epoll", []), found[name], strict=False)]
     return f"{min(ratios):.2f}-{max(ratios):.2f}" if len(ratios) > 1 else ""
-
-
-def judge(figures: Figures, only: list[str]) -> bool:
-    """The table of goals; whether none was missed."""
-    rows = [["goal", "", "", "measured", ""]]
-    missed = False
-    for goal in GOALS:
-        if goal.scenario not in only:
-            continue
-        value = goal.figure(figures)
-        bound = f"{'>=' if goal.at_least else '<='} {goal.bound:g} {goal.unit}"
-        if value is None:
-            rows.append([goal.scenario, goal.text, bound, "not measured: a peer is absent", ""])
-            continue
-        missed = missed or not goal.met(value)
-        rows.append(
-            [goal.scenario, goal.text, bound, f"{value:.2f} {goal.unit}", "pass" if goal.met(value) else "MISS"]
-        )
-    print(f"\n{table(rows)}")
-    return not missed
 
 
 def main() -> int:
@@ -292,7 +255,7 @@ def main() -> int:
         f"medians of {options.repeat} turns of {options.seconds:g} s; load average {load_average:.1f} (2 of it ours)\n"
     )
     show(figures, known, options)
-    return 0 if judge(figures, options.only) else 1
+    return 0 if judge(GOALS, figures, options.only) else 1
 
 
 if __name__ == "__main__":

@@ -39,16 +39,15 @@ import itertools
 import json
 import os
 import shlex
-import statistics
 import sys
-from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import trio
 
 from netd.wire import messages
 from netd.wire.framing import frame
+from tests.bench.figures import Figures, Goal, Run, judge, progress, table
 from tests.bench.framed_lab import (
     CannotMeasure,
     Peer,
@@ -97,56 +96,6 @@ FANOUTS = {"fan-out": 1, "fan-out-w64": 64}
 _FANOUT_TIMES = {"fan-out": 3, "fan-out-w64": 1}
 """Measurements in each turn: single ones of the first spread over a fifth of the ratio, which is close to its goal."""
 SCENARIOS = [*ECHOES, *FANOUTS, "idle", "abandoned"]
-
-
-@dataclass
-class Run:
-    """One server, loaded once: CPU in us per message (or delivery), messages a second, latencies in us."""
-
-    cpu: float
-    rate: float
-    p50: float
-    p99: float
-    busy: float
-    """The share of its core that the server used; far below 1 the generator was the slower one."""
-
-    @classmethod
-    def of(cls, found: dict[str, float]) -> Run:
-        count, cpu, wall = found["messages"], found["cpu_ns"], found["wall_ns"]
-        return cls(cpu / count / 1000, count / wall * 1e9, found["p50"], found["p99"], cpu / wall)
-
-
-@dataclass
-class Figures:
-    """Everything that was measured: runs by scenario and server, single values by name."""
-
-    runs: dict[str, dict[str, list[Run]]] = field(default_factory=dict)
-    values: dict[str, float] = field(default_factory=dict)
-
-    def add(self, scenario: str, server: str, run: Run) -> None:
-        self.runs.setdefault(scenario, {}).setdefault(server, []).append(run)
-
-    def ratio(self, scenario: str, over: str, under: str, figure: str = "cpu") -> float | None:
-        """Median over the turns of one server's figure divided by another's; None if one was not measured."""
-        found = self.runs.get(scenario, {})
-        pairs = zip(found.get(over, []), found.get(under, []), strict=False)
-        ratios = [getattr(one, figure) / getattr(other, figure) for one, other in pairs]
-        return statistics.median(ratios) if ratios else None
-
-
-@dataclass(frozen=True)
-class Goal:
-    """A figure and the bound that the issue sets for it."""
-
-    scenario: str
-    text: str
-    figure: Callable[[Figures], float | None]
-    bound: float
-    at_least: bool = False
-    unit: str = "x"
-
-    def met(self, value: float) -> bool:
-        return value >= self.bound if self.at_least else value <= self.bound
 
 
 GOALS = [
@@ -301,65 +250,17 @@ async def abandoned(shop: Workshop, figures: Figures) -> None:
 # --- showing ---------------------------------------------------------------------------------------------------------
 
 
-def progress(text: str, options: argparse.Namespace) -> None:
-    if sys.stderr.isatty() and not options.json:
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-
-
 def show(figures: Figures, known: dict[str, Peer]) -> None:
     for scenario, found in figures.runs.items():
         what = str(ECHOES[scenario]) if scenario in ECHOES else f"1 to {SUBSCRIBERS}, window {FANOUTS[scenario]}"
         rows = [[scenario, "CPU us", "x C", "message/s", "p50 us", "p99 us", "core busy"]]
-        for name, runs in found.items():
+        for name in found:
             ratio = figures.ratio(scenario, name, "C epoll")
-            middle = {key: statistics.median(getattr(run, key) for run in runs) for key in asdict(runs[0])}
-            rows.append(
-                [
-                    name,
-                    f"{middle['cpu']:.3f}",
-                    f"{ratio:.2f}" if ratio else "",
-                    f"{middle['rate']:,.0f}",
-                    f"{middle['p50']:,.1f}",
-                    f"{middle['p99']:,.1f}",
-                    f"{middle['busy']:.0%}",
-                ]
-            )
+            rows.append(figures.row(scenario, name, f"{ratio:.2f}" if ratio else ""))
         rows += [[name, "absent", peer.absent] for name, peer in known.items() if peer.absent and scenario in ECHOES]
         print(f"{scenario}: {what}\n{table(rows)}\n")
     for name, value in figures.values.items():
         print(f"{name:<28}{value:12,.1f}")
-
-
-def judge(figures: Figures, only: list[str]) -> bool:
-    """The table of goals; whether none was missed."""
-    rows = [["goal", "", "", "measured", ""]]
-    missed = False
-    for goal in GOALS:
-        if goal.scenario not in only:
-            continue
-        value = goal.figure(figures)
-        bound = f"{'>=' if goal.at_least else '<='} {goal.bound:g} {goal.unit}"
-        if value is None:
-            rows.append([goal.scenario, goal.text, bound, "not measured: a peer is absent", ""])
-            continue
-        missed = missed or not goal.met(value)
-        rows.append(
-            [goal.scenario, goal.text, bound, f"{value:.2f} {goal.unit}", "pass" if goal.met(value) else "MISS"]
-        )
-    print(f"\n{table(rows)}")
-    return not missed
-
-
-def table(rows: list[list[str]]) -> str:
-    """Plain text; the first column to the left, the others to the right."""
-    width = max(map(len, rows))
-    padded = [row + [""] * (width - len(row)) for row in rows]
-    widths = [max(len(row[column]) for row in padded) for column in range(width)]
-    lines = []
-    for row in padded:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        lines.append("  " + "  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 def main() -> int:
@@ -393,7 +294,7 @@ def main() -> int:
     load = os.getloadavg()[0]
     print(f"medians of {options.repeat} turns of {options.seconds:g} s; load average {load:.1f} (2 of it ours)\n")
     show(figures, known)
-    return 0 if judge(figures, options.only) else 1
+    return 0 if judge(GOALS, figures, options.only) else 1
 
 
 if __name__ == "__main__":
