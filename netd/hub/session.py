@@ -23,7 +23,7 @@ from netd.hub.outbox import NORMAL_PRIORITY, Chunk, Outbox, Shared
 from netd.wire.messages import MAX_TAGS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from netd.budget import Bucket
     from netd.hub.outbox import Flusher, OutboxRules
@@ -119,7 +119,7 @@ class Session:
         internal: bool = False,
     ) -> None:
         """`tags` are its own, `fixed_tags` were vouched for."""
-        self.id = id or next(_uuids)
+        self.id = id or _random_uuid()
         self.outbox = outbox
         outbox.encoder = encoder
         self.link = link
@@ -209,25 +209,21 @@ class Session:
         return bool(data) and self.outbox.push(data, priority, ephemeral)  # type: ignore[arg-type]
 
 
-def _random_uuids() -> Iterator[str]:
-    """Each as str(uuid.uuid4()), RFC 9562 section 5.4, in a sixth of its time: the kernel is asked for many at once."""
-    while True:
+def _random_uuid() -> str:
+    """As str(uuid.uuid4()), RFC 9562 section 5.4, in a sixth of its time: the kernel is asked for many at once. For any
+    thread: each of the servers of one process may have its own."""
+    try:
+        text = _random.pop()
+    except IndexError:
         random = os.urandom(16 * _UUIDS).hex()
-        for at in range(0, len(random), 32):
-            text = random[at : at + 32]
-            yield f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{_VARIANTS[text[16]]}{text[17:20]}-{text[20:]}"
+        text = random[:32]
+        _random.extend([random[at : at + 32] for at in range(32, len(random), 32)])
+    return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{_VARIANTS[text[16]]}{text[17:20]}-{text[20:]}"
 
 
-_uuids = _random_uuids()
-
-
-def _forked() -> None:
-    """A child process is not to give the ids that its parent will."""
-    global _uuids
-    _uuids = _random_uuids()
-
-
-os.register_at_fork(after_in_child=_forked)
+_random: list[str] = []
+"""What no id was made of yet."""
+os.register_at_fork(after_in_child=_random.clear)  # a child process is not to give the ids that its parent will
 
 
 def _effective(*origins: Mapping[str, str]) -> Mapping[str, str]:

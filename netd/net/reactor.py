@@ -616,8 +616,11 @@ class Reactor:
     def part(self, stream: Stream, last: bytes, why: str, within: float) -> None:
         """See Stream.part."""
         sock = stream.socket
+        if stream.rare is not None:
+            stream.rare.received = b""  # or it would stand before the peer's FIN for ever
         try:
-            sent = sock.send(last, socket.MSG_MORE)  # until the next line sends it, and the FIN with it
+            sent = sock.send(last, socket.MSG_MORE)  # until the shutdown sends it, and the FIN with it
+            stream.bytes_out += sent
             if sent == len(last):
                 sock.shutdown(socket.SHUT_WR)
         except BlockingIOError:
@@ -625,10 +628,10 @@ class Reactor:
         except OSError as error:
             self.bury(stream, _why(error))
             return
-        stream.bytes_out += sent
         if sent != len(last):
             self._keep(stream, [memoryview(last)[sent:]])
-            self.begin_closing(stream, why, within)
+            if not stream.gone:  # epoll did have it
+                self.begin_closing(stream, why, within)
             return
         if stream.paused:
             stream.paused = False
@@ -637,7 +640,8 @@ class Reactor:
         stream.slow = True
         stream.plain = False
         self.arm(stream)
-        self._linger(stream)
+        if not stream.gone:
+            self._linger(stream)
 
     def bury(self, stream: Stream, why: str) -> None:
         """It is gone: the socket is closed and the endpoint told at the end of the batch."""
@@ -959,10 +963,13 @@ class Reactor:
         """End those who have lingered for long enough, and look again when the next one has."""
         now = self.now
         self._looking = False
-        for stream, until in list(self._lingering.items()):
+        over = []
+        for stream, until in self._lingering.items():
             if until > now + _SOON:
                 self._look_at(until)
                 break
+            over.append(stream)
+        for stream in over:
             self.bury(stream, "")
 
     def _await_end(self, stream: Stream) -> None:
@@ -991,6 +998,7 @@ class Reactor:
         self._rest = []
         self._watched.clear()
         self._lingering.clear()
+        self._looking = False
         self._dirty.clear()
         self._crowds.clear()
         self._unflushed.clear()

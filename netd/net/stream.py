@@ -1,8 +1,9 @@
 """One stream of messages in the reactor: a socket, what it feeds, what it sends, and how it ends.
 
     open --close()--> closing --all sent--> lingering --peer's FIN--> gone
-      |      |            |                     |
-      '------'--- abort(), reset, time is up ---'--------------------^
+      |  '-----------part()-------------------^ |                      ^
+      |                   |                     |                      |
+      '-------------------'--- abort(), reset, time is up -------------'
 
 Rules:
 - all of it is for the Trio thread; nothing here waits but `written`;

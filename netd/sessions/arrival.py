@@ -10,6 +10,7 @@ Rules:
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,10 @@ class Entrance:
     """Their send buffers are among it."""
     heirs: int = field(default=0, init=False)
     """Once `listener.drained` is this, all that are accepted have inherited it."""
+    accepting: trio.CancelScope = field(default_factory=trio.CancelScope, init=False)
+    """Of the present way to accept, which depends on `waits`."""
+    unwatch: Callable[[], None] = field(default=lambda: None, init=False)
+    """Has the reactor accept no more by it, where that does."""
 
     @property
     def waits(self) -> bool:

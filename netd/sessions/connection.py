@@ -282,6 +282,7 @@ class Connection:
             return
         code, reason = self._closing or (CloseCode.NORMAL, "")
         outbox.left += 1
+        outbox.finish()  # what is on its way from elsewhere is for nobody now
         self.door.exchange.forget(self, code, reason)
         stream.part(last, reason, within=FAREWELL)
 

@@ -26,7 +26,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 import structlog
 import trio
@@ -40,6 +40,8 @@ from netd.sessions.sockets import bequeath, tune
 from netd.wire.messages import CloseCode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from netd.runtime.service import Context
     from netd.sessions.connection import Connection
     from netd.sessions.views import ServiceSnapshot
@@ -82,7 +84,8 @@ class SessionService(Generic[ConfigT, EntranceT, RoomT]):
     def _let_in(
         self, entrance: EntranceT, sock: socket.socket, address: str, host: str, key: str, arrivals: trio.Nursery
     ) -> None:
-        """A client that has nothing to wait for: its place and its socket, which is tuned, go with it."""
+        """A client that has nothing to wait for: its place and its socket, which is tuned, go with it. What it raises,
+        it raises before that."""
         raise NotImplementedError
 
     async def _arrive(self, entrance: EntranceT, stream: trio.SocketStream, arrived: Arrived, key: str) -> None:
@@ -146,7 +149,10 @@ class SessionService(Generic[ConfigT, EntranceT, RoomT]):
         self._config = config
         listens: Any = getattr(config, "listen")  # noqa: B009  # each section has listeners of its own kind
         for entrance, listen in zip(self._entrances, listens, strict=True):
-            entrance.listen = listen
+            waited, entrance.listen = entrance.waits, listen
+            if entrance.waits != waited:
+                entrance.unwatch()
+                entrance.accepting.cancel()
             entrance.door.configure(config)
         self._apply(config)
 
@@ -217,8 +223,9 @@ class SessionService(Generic[ConfigT, EntranceT, RoomT]):
                 with suppress(OSError):  # gone, and about to be told so
                     tune(stream.socket, config)
         for entrance in self._entrances:
-            if not entrance.waits and entrance.bequeathed != tuned:
-                # who is in its queue by now has not inherited this: see _arrived
+            if entrance.bequeathed != tuned:
+                # who is in its queue by now has not inherited this: see _arrived. Where clients wait for TLS each is
+                # told all of it, but what an earlier generation left to them has to go
                 entrance.bequeathed, entrance.heirs = tuned, entrance.listener.drained + 1
                 with suppress(OSError):  # released, and nobody comes by it any more
                     entrance.complete = bequeath(entrance.listener.socket, config)
@@ -239,9 +246,19 @@ class SessionService(Generic[ConfigT, EntranceT, RoomT]):
     # --- arrivals ---
 
     async def _accept(self, entrance: EntranceT, arrivals: trio.Nursery) -> None:
+        def watch(fd: int, ready: Callable[[], None]) -> Callable[[], None]:
+            entrance.unwatch = self._room.reactor.watch(fd, ready)
+            return entrance.unwatch
+
+        while True:
+            entrance.accepting = trio.CancelScope()
+            with entrance.accepting:  # until a reload asks something else of those who come
+                if entrance.waits:
+                    await self._accept_each(entrance, arrivals)
+                await entrance.listener.accept_into(watch, partial(self._arrived, entrance, arrivals))
+
+    async def _accept_each(self, entrance: EntranceT, arrivals: trio.Nursery) -> NoReturn:
         exchange = self._exchange
-        if not entrance.waits:
-            await entrance.listener.accept_into(self._room.reactor.watch, partial(self._arrived, entrance, arrivals))
         while True:
             stream = await entrance.listener.accept()
             config = self._config
@@ -271,6 +288,7 @@ class SessionService(Generic[ConfigT, EntranceT, RoomT]):
             address, key = written(host, peer[1]), address_key(host)
         else:
             address = host = key = "unix:"
+        why: str | None = "broken"
         try:
             why = exchange.places.enter(key, limit=config.max_connections, limit_per_key=config.connections_per_address)
             if why is None:
@@ -288,9 +306,11 @@ class SessionService(Generic[ConfigT, EntranceT, RoomT]):
                 return
             self._let_in(entrance, sock, address, host, key, arrivals)
         except Exception:
+            if why is None:
+                exchange.places.leave(key)
+            sock.close()
             exchange.rejected("broken", address)
             log.exception("arrival broke", address=address)
-            sock.close()
 
     async def _pass(self, entrance: EntranceT, stream: trio.SocketStream, arrived: Arrived, key: str) -> str | None:
         """What may wait, for one client. The key of the place that it has then; None: it is not let in, and nothing of

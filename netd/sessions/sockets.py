@@ -51,14 +51,15 @@ def bequeath(sock: socket.socket | trio.socket.SocketType, config: SessionLimits
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     keep_alive(sock, config.keepalive)
     try:
-        locked = sock.getsockopt(socket.SOL_SOCKET, SO_BUF_LOCK) & SOCK_SNDBUF_LOCK
+        locks = sock.getsockopt(socket.SOL_SOCKET, SO_BUF_LOCK)
     except OSError:  # ENOPROTOOPT: an older kernel
         return not config.send_buffer
     if config.send_buffer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, config.send_buffer)
-    elif locked:
+    elif locks & SOCK_SNDBUF_LOCK:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LEAST_BUFFER)  # from where the kernel's tuning begins
-        sock.setsockopt(socket.SOL_SOCKET, SO_BUF_LOCK, 0)
+        # what it receives into may be somebody's choice (systemd.socket(5), ReceiveBuffer=), and stays
+        sock.setsockopt(socket.SOL_SOCKET, SO_BUF_LOCK, locks & ~SOCK_SNDBUF_LOCK)
     return True
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import trio
 
 from netd.net.stream import LINGERING
 from tests.net.reactor_lab import End, connect, exactly, rest, running, until
+
+if TYPE_CHECKING:
+    import select
 
 _SEGS_IN = 140
 """tcpi_segs_in of struct tcp_info (linux/tcp.h)."""
@@ -117,3 +123,86 @@ async def test_one_that_was_paused_is_counted_no_more() -> None:
             assert await rest(peer) == b"farewell"
             peer.close()
             await end.gone()
+
+
+class Refusing:
+    """An epoll that takes no more: no memory, or no more watches (epoll_ctl(2), ENOMEM, ENOSPC)."""
+
+    def __init__(self, real: select.epoll) -> None:
+        self._real = real
+
+    def modify(self, fd: int, wanted: int) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+async def test_one_that_epoll_does_not_have_is_not_waited_for() -> None:
+    async with running() as reactor:
+        peer, end = connect(reactor)
+        with peer:
+            end.stream.pause()
+            real, reactor._epoll = reactor._epoll, cast("Any", Refusing(cast("Any", reactor._epoll)))
+            end.stream.part(b"farewell", "they said goodbye")
+            reactor._epoll = real
+            assert await end.gone() == "cannot allocate memory"
+            assert not reactor._lingering
+            assert reactor.snapshot().timers == 0
+            assert (reactor.snapshot().streams, reactor.paused) == (0, 0)
+
+
+async def test_one_that_is_full_and_that_epoll_does_not_have_ends_once() -> None:
+    async with running() as reactor:
+        peer, end = connect(reactor, buffers=4096)
+        with peer:
+            with suppress(BlockingIOError):
+                while True:
+                    end.stream.socket.send(b"x" * 4096)
+            real, reactor._epoll = reactor._epoll, cast("Any", Refusing(cast("Any", reactor._epoll)))
+            end.stream.part(b"farewell", "they said goodbye")
+            reactor._epoll = real
+            assert end.stream.gone
+            end.stream.abort("again")
+            assert await end.gone() == "cannot allocate memory"
+            assert reactor.snapshot().streams == 0
+
+
+async def test_what_was_put_back_does_not_stand_before_the_peers_fin() -> None:
+    def put_back_and_part(end: End, data: bytes) -> None:
+        end.stream.put_back(b"for later")
+        part(end, data)
+
+    async with running() as reactor:
+        peer, end = connect(reactor, put_back_and_part)
+        with peer:
+            await peer.send(b"goodbye")
+            assert await rest(peer) == b"farewell"
+            before = reactor.snapshot().batches
+            peer.close()
+            await until(lambda: end.over.is_set())
+            assert reactor.snapshot().batches - before < 100, "it was reported again and again"
+            assert end.received == b"goodbye"
+
+
+async def test_what_was_sent_is_counted_though_the_end_fails() -> None:
+    """The peer's reset may come between the two calls."""
+
+    class Reset:
+        def __init__(self, sock: socket.socket) -> None:
+            self._sock = sock
+
+        def shutdown(self, how: int) -> None:
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._sock, name)
+
+    async with running() as reactor:
+        peer, end = connect(reactor)
+        with peer:
+            end.stream.socket = cast("Any", Reset(end.stream.socket))
+            end.stream.part(b"farewell", "they said goodbye")
+            assert await end.gone() == "transport endpoint is not connected"
+            assert end.stream.bytes_out == 8
+            assert not reactor._lingering

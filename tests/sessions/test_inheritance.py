@@ -10,7 +10,7 @@ import trio
 from netd.sessions import sockets
 from netd.sessions.config import SessionLimits
 from netd.sessions.sockets import bequeath, tune
-from tests.services.broker.lab import House, eventually, serving
+from tests.services.broker.lab import House, eventually, listening, proxied, serving
 
 NAMES = {
     "nodelay": (socket.IPPROTO_TCP, socket.TCP_NODELAY),
@@ -66,6 +66,20 @@ def test_the_send_buffer_is_handed_on_and_given_back_to_the_kernel() -> None:
                 assert sock.getsockopt(*SO_BUF_LOCK) == 0
 
 
+def test_what_a_listener_receives_into_stays_as_somebody_chose_it() -> None:
+    """A socket of systemd's with ReceiveBuffer= (systemd.socket(5)): the kernel is not to tune that again."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 50_000)
+        try:
+            assert listening.getsockopt(*SO_BUF_LOCK) == 2
+        except OSError:
+            pytest.skip("this kernel has no SO_BUF_LOCK: it came with 5.14")
+        for send_buffer, locks in ((65_536, 3), (0, 2), (0, 2)):
+            bequeath(listening, SessionLimits(send_buffer=send_buffer))
+            assert listening.getsockopt(*SO_BUF_LOCK) == locks
+            assert listening.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 100_000
+
+
 def test_without_such_a_lock_everybody_is_told_the_send_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
     """As kernels before 5.14 answer."""
     monkeypatch.setattr(sockets, "SO_BUF_LOCK", 12_345)
@@ -118,6 +132,21 @@ async def test_another_generation_leaves_its_own_to_those_who_come() -> None:
         assert await house.settle(grown) == "running"
         for sock in (await came(house), await came(house)):
             assert options(sock) == [1, 1, 60, 20, 3, 0]
+
+
+async def test_a_generation_whose_clients_are_told_one_by_one_leaves_nothing_of_an_earlier_ones_to_them() -> None:
+    """It waits for something of each; and 0 is nothing that could be told."""
+    async with serving(send_buffer=65_536) as house:
+        try:
+            assert (await came(house)).getsockopt(*SO_BUF_LOCK) == 1
+        except OSError:
+            pytest.skip("this kernel has no SO_BUF_LOCK: it came with 5.14")
+        listen = [listening(proxy_protocol=["127.0.0.0/8"])]
+        config = house.service.config.model_copy(update={"send_buffer": 0, "listen": listen})
+        assert await house.settle(config) == "running"
+        await (await house.client(before=proxied())).hello()
+        [connection] = house.exchange.connections
+        assert connection.socket.getsockopt(*SO_BUF_LOCK) == 0
 
 
 async def test_who_queued_before_the_change_has_it_too() -> None:

@@ -109,6 +109,7 @@ class Doorstep:
         self.key = key
         self.since = gateway.reactor.now
         self.stream: Any = None
+        """None again once it is gone, before `ended` is called."""
         self.visit: Visit | None = None
         """With what the site has answered, for the front door to go on with."""
         self._data = b""
@@ -155,9 +156,15 @@ class Doorstep:
 
     def late(self) -> None:
         """Its time is up."""
-        if self._data:
-            self._last = _LATE
-        self.stream.close("too slow", within=1.0)
+        if self.stream is not None:  # it is gone, and is still to hear of that
+            if self._data:
+                self._last = _LATE
+            self.stream.close("too slow", within=1.0)
+
+    def abort(self, why: str) -> None:
+        """End it now."""
+        if self.stream is not None:
+            self.stream.abort(why)
 
     # --- inside ---
 

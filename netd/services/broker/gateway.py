@@ -289,7 +289,7 @@ class Gateway(Exchange[Connection, Door]):
         )
 
     def streams(self) -> list[Stream]:
-        return [*super().streams(), *[doorstep.stream for doorstep in self.doorsteps]]
+        return [*super().streams(), *[stream for doorstep in self.doorsteps if (stream := doorstep.stream) is not None]]
 
     # --- the short way in ---
 
@@ -326,6 +326,13 @@ class Gateway(Exchange[Connection, Door]):
     def clear_doorsteps(self, before: float) -> None:
         """Those who have waited since `before` (the reactor's clock) have waited long enough."""
         while self.doorsteps and (oldest := next(iter(self.doorsteps))).since <= before:
+            del self.doorsteps[oldest]
+            oldest.late()
+
+    def clear_oldest(self) -> None:
+        """There are too many, and no more than one has to go: what came at once is of one age."""
+        if self.doorsteps:
+            oldest = next(iter(self.doorsteps))
             del self.doorsteps[oldest]
             oldest.late()
 

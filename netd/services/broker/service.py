@@ -101,7 +101,7 @@ class BrokerService(SessionService[BrokerConfig, Entrance, Room]):
             arrivals.start_soon(self._host, entrance.door, stream, Arrived(address, host), key)
             return
         if exchange.doorsteps and len(exchange.doorsteps) + len(self._front) >= self._config.http.max_connections:
-            exchange.clear_doorsteps(next(iter(exchange.doorsteps)).since)
+            exchange.clear_oldest()
         try:
             exchange.greet(sock, entrance.door, address, host, key)  # type: ignore[arg-type]
         except (OSError, RuntimeError) as error:
@@ -157,7 +157,7 @@ class BrokerService(SessionService[BrokerConfig, Entrance, Room]):
 
     def _abandon(self) -> None:
         for doorstep in list(self._exchange.doorsteps):
-            doorstep.stream.abort("netd is going away")
+            doorstep.abort("netd is going away")
         self._exchange.doorsteps.clear()
 
 
