@@ -4,7 +4,9 @@
 
 Rules:
 - each node tells its first channels by name, as many as are wanted: of the first of all of them none is missing then,
-  and each has its subscribers of every node;
+  and each has its subscribers of every node. No more than that is kept, whatever they tell, and nothing but what was
+  asked for;
+- one channel is asked for as the first that begins with its name, which is the channel itself;
 - who has not answered in time is left out, and it is told how many did not. While Redis is away this machine answers
   alone;
 - where a channel is, and how much of it is kept, Redis knows; while it is away, what this machine knows counts.
@@ -19,9 +21,10 @@ import heapq
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from netd.backplane.desk import Call, Desk
+from netd.backplane.desk import Call, Desk, Search
 from netd.backplane.envelopes import MAX_SOUGHT, Seek, Sought
 from netd.hub.channels import ChannelInfo
+from netd.wire.messages import MAX_CHANNEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,12 +39,23 @@ class Catalogue(Desk):
         self, prefix: bytes, after: bytes | None, limit: int, answer: Callable[[list[ChannelInfo], int], None]
     ) -> None:
         limit = min(limit, MAX_SOUGHT)
+        if len(prefix) > MAX_CHANNEL:  # nobody would take it for a question
+            answer([], 0)
+            return
         found = {each.name: each for each in self._hub.channels(prefix, after, limit)}
+        self._search(Search(prefix, after, limit, found), answer)
+
+    def channel(self, name: bytes, answer: Callable[[ChannelInfo], None]) -> None:
+        search = Search(name, None, 1, {name: self._hub.channel(name)})
+        self._search(search, lambda placed, silent: answer(placed[0]))
+
+    def _search(self, search: Search, answer: Callable[[list[ChannelInfo], int], None]) -> None:
+        """Have the others tell of theirs as well."""
         asked, number = len(self.nodes), 0
 
         def answered(count: int) -> None:
             self._sought.pop(number, None)
-            first = [found[name] for name in heapq.nsmallest(limit, found)]
+            first = [search.found[name] for name in sorted(search.found)]
             self._place(first, lambda placed: answer(placed, asked - count))
 
         if not self.online or not self.nodes or self.waiting > self.config.queue_bytes:
@@ -50,11 +64,8 @@ class Catalogue(Desk):
         until = self._monotonic() + self.config.answers
         number = self.questions.ask(self.nodes, 0, until, answered)
         if number:
-            self._sought[number] = found
-            self._say(Seek(self.node, number, prefix, after, limit))
-
-    def channel(self, name: bytes, answer: Callable[[ChannelInfo], None]) -> None:
-        self._place([self._hub.channel(name)], lambda placed: answer(placed[0]))
+            self._sought[number] = search
+            self._say(Seek(self.node, number, search.prefix, search.after, search.limit))
 
     # --- what comes, and what Redis answers ---
 
@@ -68,14 +79,17 @@ class Catalogue(Desk):
         self._say(Sought(self.node, seek.ask, rows), self._prefix + b"to:" + seek.node.encode())
 
     def _take_sought(self, sought: Sought) -> None:
-        found = self._sought.get(sought.ask)
-        if found is None or not self.questions.waits(sought.ask, sought.node):
+        search = self._sought.get(sought.ask)
+        if search is None or not self.questions.waits(sought.ask, sought.node):
             return
-        for name, subscribers, pattern in sought.rows:
+        found = search.found
+        for name, subscribers, pattern in {row[0]: row for row in sought.rows}.values():
             if name in found:
                 found[name] = replace(found[name], subscribers=found[name].subscribers + subscribers)
-            else:
+            elif name.startswith(search.prefix) and (search.after is None or name > search.after):
                 found[name] = ChannelInfo(name, subscribers, None, None, 0, pattern)
+        if len(found) > search.limit:  # what is not among the first now will not be
+            search.found = {name: found[name] for name in heapq.nsmallest(search.limit, found)}
         self.questions.answered(sought.ask, sought.node, 1)
 
     def _place(self, found: list[ChannelInfo], answer: Callable[[list[ChannelInfo]], None]) -> None:

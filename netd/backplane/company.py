@@ -3,7 +3,8 @@
 Rules:
 - a letter is not behind a message of a channel that has a history;
 - presence in Redis is for the others: what is here is asked of the hub. It is written when somebody comes, goes or
-  changes, and whole after every time without Redis; what is left of a dead node is removed by the first that sees it;
+  changes, and whole after every time without Redis and when a reload changes what is tracked; what is left of a dead
+  node is removed by the first that sees it;
 - while Redis is away, letters, kicks and questions are about this machine alone.
 """
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from netd.backplane import envelopes
+    from netd.hub.channels import Channel
+    from netd.hub.patterns import Pattern
     from netd.hub.session import Session
 
 HERE = 200
@@ -123,7 +126,7 @@ class Company(Catalogue):
             self._level.discard(channel)
         if self.online and not session.internal:
             name = _ALL if channel is None else channel
-            if channel is None or self._rules(name).track_presence:
+            if channel is None or self._tracked(name):
                 self._write_gone(name, session.id)
 
     def changed(self, session: Session, former: str | None = None) -> None:
@@ -158,13 +161,15 @@ class Company(Catalogue):
 
     def write_presence(self) -> None:
         """All who are here, for the others; what Redis had of this node is gone."""
+        self._tracking = self._tracks_who()
         sessions = self._hub.present()
         for start in range(0, len(sessions), HERE):
             self._write_here(_ALL, sessions[start : start + HERE])
-        for channel, place in self._hub.heard.items():
+        places: list[Channel | Pattern] = [*self._hub.heard.values(), *self._hub.patterns()]
+        for place in places:
             there = [each for each in place.subscribers if not each.internal]
             for start in range(0, len(there), HERE):
-                self._write_here(channel, there[start : start + HERE])
+                self._write_here(place.name, there[start : start + HERE])
 
     def _tell_back(self) -> None:
         """Others were told that the clients of this node had left: they are back. Of no more than MAX_TOLD."""
@@ -302,8 +307,30 @@ class Company(Catalogue):
         keys = [self._prefix + b"nodes", self._prefix + b"nodes:info", self._key(b"i:", node)]
         return Call("reap", keys, [node, self._key(b"p:", node) + b":", tell, how, cursor], answer)
 
+    def _tracks_who(self) -> frozenset[str]:
+        """The namespaces of which it is to be known who hears what."""
+        return frozenset(realm.name for realm in self._hub.permissions.realms() if realm.rules.track_presence)
+
+    def _write_anew(self, cursor: bytes = b"0") -> None:
+        """A reload has changed of which channels it is to be known who is there: what Redis has goes, page after page,
+        and is written whole."""
+        self._tracking = self._tracks_who()
+
+        def answered(result: Any) -> None:
+            if isinstance(result, list) and result and self.online:
+                if result[0] != b"0":
+                    self._write_anew(result[0])
+                else:
+                    self.write_presence()
+
+        self._push(self._reaping(self.node, 0, "back", cursor, answered))
+
+    def _tracked(self, name: bytes) -> bool:
+        """Whether it is to be known who hears this channel, or pattern."""
+        return self._hub.permissions.realm(name).rules.track_presence
+
     def _write_here(self, channel: bytes, sessions: list[Session]) -> None:
-        if channel != _ALL and not self._rules(channel).track_presence:
+        if channel != _ALL and not self._tracked(channel):
             return
         arguments: list[Any] = [PRESENCE, channel]
         for session in sessions:

@@ -17,12 +17,12 @@ import msgspec
 from netd.backplane import envelopes
 from netd.backplane.ledger import Outgoing, Tracks
 from netd.backplane.nodes import MAX_ASKED, Questions
+from netd.hub.channels import ChannelInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from netd.backplane.config import BackplaneConfig
-    from netd.hub.channels import ChannelInfo
     from netd.hub.config import Namespace
     from netd.hub.hub import Hub
 
@@ -58,6 +58,16 @@ class NodeInfo(msgspec.Struct, frozen=True):
     """How long Redis took for the last heartbeat."""
     time: float = 0.0
     """When it said so."""
+
+
+@dataclass(slots=True)
+class Search:
+    """Which channels are asked for, the first `limit` of them, and those that were told of so far."""
+
+    prefix: bytes
+    after: bytes | None
+    limit: int
+    found: dict[bytes, ChannelInfo]
 
 
 @dataclass(slots=True)
@@ -123,8 +133,10 @@ class Desk:
         """Redis takes less than there is to be asked: nothing but beginning anew gets that level."""
         self._fresh: set[str] = set()
         """Nodes that came since the latest heartbeat was asked for: its answer may not have them."""
-        self._sought: dict[int, dict[bytes, ChannelInfo]] = {}
-        """Channels that were told of so far, by question."""
+        self._sought: dict[int, Search] = {}
+        """By question."""
+        self._tracking: frozenset[str] = frozenset()
+        """Namespaces of which Redis has who hears what."""
         self._been = False
         """It has been there, and has not said goodbye since."""
         self._lasting = 0.0

@@ -143,6 +143,8 @@ class RedisBackplane(Channels, Company):
             self._last_quiet()
         if not self.online:
             return
+        if self._tracking != self._tracks_who():
+            self._write_anew()
         everything, lost = self.outgoing.take_lost()
         self._all_lost = self._all_lost or everything  # joining again does that
         for channel in lost:

@@ -11,8 +11,8 @@ from netd.errors import TooBusy
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SECONDS = 10.0
-"""A backplane answers by itself long before; this is for one that forgets to."""
+SECONDS = 40.0
+"""A backplane answers by itself before (backplane.answers, and a quarter more); this is for one that forgets to."""
 
 
 async def answered(ask: Callable[[Callable[..., None]], object], what: str) -> Any:

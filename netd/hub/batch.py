@@ -12,7 +12,7 @@ Left out: what is of one message alone (priorities): whoever wants that publishe
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from netd.hub.encoding import encoded
 from netd.hub.history import Publication
@@ -20,6 +20,8 @@ from netd.hub.outbox import NORMAL_PRIORITY, Chunk
 from netd.wire import rows
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from netd.hub.encoding import Encoder
     from netd.hub.outbox import Outbox
     from netd.wire.messages import Format
@@ -34,6 +36,7 @@ class Batch:
 
     __slots__ = (
         "_counts",
+        "_each",
         "_encoded",
         "_publications",
         "_said",
@@ -62,10 +65,12 @@ class Batch:
         self._said: dict[Format, Said] = {}
         self._encoded: dict[int, tuple[bytes, int]] = {}
         """By the encoder's identity: they outlive the call that hands it out."""
-        self._told: tuple[Encoder, list[bytes | None], int] | None = None
-        """What the last encoder that was asked for each said, and the bytes of all that."""
+        self._each: dict[int, list[bytes | None]] = {}
+        """What they said of each by itself, the same way."""
+        self._told: tuple[Encoder, list[bytes | None], list[bytes], int] | None = None
+        """What the last encoder that was asked for each said, the same without what it did not say, and its bytes."""
         self._counts: list[int] | None = None
-        """Outboxes to which they were pushed one by one, and that took each."""
+        """Outboxes to which they were pushed one by one, and that took each, but for those that took all."""
 
     def __len__(self) -> int:
         return len(self.row)
@@ -116,23 +121,37 @@ class Batch:
             found = self._encoded[id(encoder)] = data, count
         return found
 
+    def each(self, encoder: Any) -> list[Any]:
+        """What an encoder says of each by itself, None where it has no way to. It is kept, so for what many share."""
+        found = self._each.get(id(encoder))
+        if found is None:
+            found = self._each[id(encoder)] = self._by_itself(encoder)
+        return found
+
+    def _by_itself(self, encoder: Any) -> list[bytes | None]:
+        encode_each: Callable[[Batch], list[bytes | None]] | None = getattr(encoder, "encode_each", None)
+        if encode_each is not None:
+            return encode_each(self)
+        return [encoded(encoder, each.event()) or None for each in self.publications()]
+
     def push(self, outbox: Outbox) -> int:
         """Have them wait in an outbox, each by itself. Returns how many it took in."""
         encoder, told, ephemeral = outbox.encoder, self._told, self.ephemeral
         if told is None or told[0] is not encoder:
-            pieces: list[bytes | None] = [encoded(encoder, each.event()) or None for each in self.publications()]
-            told = self._told = encoder, pieces, sum(len(data) for data in pieces if data)
-        _, pieces, size = told
+            pieces = self._by_itself(encoder)
+            some = [data for data in pieces if data]
+            told = self._told = encoder, pieces, some, sum(map(len, some))
+        _, pieces, some, size = told
         if self._counts is None:
             self._counts = [0] * len(self)
         counts, taken = self._counts, 0
         if size and outbox.size + size <= outbox.rules.bound and not ephemeral:
-            found = [data for data in pieces if data]
-            if not outbox.push_many(found, len(found)):
+            if not outbox.push_many(some, len(some)):
                 return 0
-            for at, data in enumerate(pieces):
-                counts[at] += data is not None
-            return len(found)
+            if len(some) < len(pieces):  # or they count as what is taken whole
+                for at, data in enumerate(pieces):
+                    counts[at] += data is not None
+            return len(some)
         for at, data in enumerate(pieces):
             if not data:
                 continue

@@ -16,8 +16,10 @@ class Encoder(Protocol):
     """What a session speaks.
 
     One whose messages may stand behind each other in one chunk may have `encode_many(batch) -> bytes` besides: all
-    messages of a `Batch`, as `encode` says each. And one that answers may have `answers(refs, delivered, *, joined) ->
-    list[bytes]`: an Ok for each publish of a row, all of them in one chunk if they may be `joined`.
+    messages of a `Batch`, as `encode` says each. One of a single session that stands on what others share may have
+    `encode_each(batch) -> list[bytes | None]`: the same, each by itself (`Batch.each` keeps what is shared). And one
+    that answers may have `answers(refs, delivered, *, joined) -> list[bytes]`: an Ok for each publish of a row, all of
+    them in one chunk if they may be `joined`.
     """
 
     def encode(self, event: Event) -> bytes | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from netd.hub.batch import Batch
 from netd.hub.grants import NEVER
+from netd.hub.outbox import Chunk
 from netd.hub.requests import bucket, handle, room
 from netd.wire.messages import MAX_CHANNEL, Ok
 
@@ -102,7 +103,10 @@ def _acknowledge(session: Session, refs: list[Ref], delivered: list[int]) -> Non
     speaks: Any = session.encoder
     if len(refs) > 1 and hasattr(speaks, "answers"):
         joined = outbox.joins and outbox.rules.policy == "disconnect" and not outbox.rules.rate
-        outbox.push_many(speaks.answers(refs, delivered, joined=joined), len(refs))
+        chunks = speaks.answers(refs, delivered, joined=joined)
+        if joined:  # what is dropped is counted by message
+            chunks = [Chunk.of(chunk, ephemeral=False, messages=len(refs)) for chunk in chunks]
+        outbox.push_many(chunks, len(refs))
         return
     for ref, count in zip(refs, delivered, strict=True):
         session.send(Ok(ref=ref, delivered=count))

@@ -97,13 +97,13 @@ class Backplane(Protocol):
         """Answer `Hub.channels` with the subscribers of every hub, and how many other hubs have not said theirs."""
 
     def channel(self, name: bytes, answer: Callable[[ChannelInfo], None]) -> None:
-        """Answer `Hub.channel`, with the subscribers here (`elsewhere`: on the others), and where its history is."""
+        """Answer `Hub.channel` with the subscribers of every hub that says so in time, and where its history is."""
 
     def tell(self, channel: bytes, event: Joined | Left) -> None:
         """Have the other hubs tell it to those who hear the channel there (`Hub.news`)."""
 
     def joined(self, channel: bytes | None, session: Session) -> None:
-        """A session here hears a channel now; None: it is there now."""
+        """A session here hears a channel now, or subscribes to a pattern; None: it is there now."""
 
     def left(self, channel: bytes | None, session: Session, *, last: bool) -> None:
         """It hears it no more, or is about to and has thought better of it; `last`: nobody here does."""

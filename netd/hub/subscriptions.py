@@ -123,6 +123,7 @@ def unsubscribe(hub: Hub, session: Session, channel: bytes) -> bool:
     realm = hub.permissions.realm(channel)
     if (pattern := realm.pattern(channel)) is not None:
         _leave_pattern(session, pattern)
+        hub.backplane.left(channel, session, last=not len(pattern))
         return True
     place = hub.heard[channel]
     was_live = session in place.subscribers
@@ -172,6 +173,7 @@ def _enter_pattern(hub: Hub, session: Session, name: bytes, realm: Realm, placed
     pattern.add(session)
     if realm.patterns is not None:
         realm.patterns.changed()
+    hub.backplane.joined(name, session)
 
 
 def _leave_pattern(session: Session, pattern: Pattern) -> None:

@@ -73,6 +73,9 @@ class Others:
     def encode_many(self, batch: Batch) -> bytes:
         return b"" if batch.sender == self._own.id else batch.encoded(self._all)[0]
 
+    def encode_each(self, batch: Batch) -> list[bytes | None]:
+        return [None] * len(batch) if batch.sender == self._own.id else batch.each(self._all)
+
 
 def plain_bytes(data: Any) -> bytes:
     """Data as it is: bytes, text as UTF-8, and any other value as JSON."""

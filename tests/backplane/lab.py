@@ -71,7 +71,7 @@ class Redis:
             while True:
                 try:
                     answer = await trio.to_thread.run_sync(lambda: self.say("PING", quiet=True))
-                    if answer == "PONG":
+                    if answer.startswith(("PONG", "NOAUTH")):
                         return
                 except OSError:
                     pass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def controlled(
-    redis: Redis, directory: Path, name: str, **more: str
+    redis: Redis, directory: Path, name: str, hub: dict[str, Any] = HUB, **more: str
 ) -> AsyncIterator[tuple[Node, ControlClient]]:
     socket = directory / f"{name}.sock"
     settings = {
         "control": {"socket": str(socket), "group": ""},
-        "hub": HUB,
+        "hub": hub,
         "backplane": {"url": redis.url, "node": name, **QUICK, **more},
     }
     async with netd.open(settings) as daemon, ControlClient(socket) as client:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from netd.wire.messages import AskHistory, Direct, History, Message, Position
+from netd.wire.messages import AskHistory, AskPresence, Direct, History, Message, Position, Presence
 from tests.backplane.lab import FREE, Redis, needs_redis, node, nodes, numbers
 from tests.backplane.test_away import Follower, level
 
@@ -103,6 +103,35 @@ async def test_a_history_is_as_long_as_its_namespace_says_now(redis, size):
         assert numbers(history.messages) == list(range(20))[-size:]
         late = await b.person().hear("kept:room", Position(first.epoch, 10))
         assert late.recovered is (size == 50)
+
+
+async def test_who_is_there_is_as_its_namespace_says_now(redis):
+    def rules(tracked: bool) -> list[dict[str, object]]:
+        return [{"name": "kept", **FREE, "track_presence": tracked, "wildcards": True}]
+
+    async with nodes(redis, "a", "b", hub={"namespace": rules(True)}) as (a, b):
+        one, two, asks = b.person(), b.person(), a.person()
+        key = f"netd:p:{b.plane.node}:kept:"
+
+        async def present(channel: str) -> set[str]:
+            await b.rest()
+            answer = await asks.answer(AskPresence(channel=channel, ref=7), Presence)
+            return {each.session for each in answer.clients}
+
+        for channel in ("kept:x", "kept:*"):
+            await one.hear(channel)
+            assert await present(channel) == {one.session.id}
+        await b.change("hub", namespace=rules(False))
+        await b.becomes(lambda: redis.say("EXISTS", key + "x", key + "*") == "0")
+        one.leave()
+        for channel in ("kept:x", "kept:*"):
+            await two.hear(channel)
+            assert await present(channel) == set()
+        await b.change("hub", namespace=rules(True))
+        await b.becomes(lambda: redis.say("EXISTS", key + "x", key + "*") == "2")
+        for channel in ("kept:x", "kept:*"):
+            assert await present(channel) == {two.session.id}
+        assert redis.say("HLEN", f"netd:p:{b.plane.node}:") == "1"
 
 
 async def test_a_channel_that_has_a_history_since_a_reload_is_brought_level_too(redis):

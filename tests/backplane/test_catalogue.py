@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from pydantic import ValidationError
 
 from netd.backplane import envelopes
+from netd.backplane.config import BackplaneConfig
 from netd.backplane.envelopes import MAX_SOUGHT, Seek, Sought
+from netd.control.answers import SECONDS
 from netd.errors import RequestFailed
+from netd.wire.messages import AskPresence, Presence, Unsubscribe
 from tests.backplane.lab import FREE, HUB, Node, Redis, needs_redis, node, nodes
 from tests.backplane.test_away import Follower, level
 from tests.backplane.test_backplane_api import controlled
@@ -206,3 +210,87 @@ async def test_questions_that_redis_does_not_take_are_answered_by_this_machine(r
         redis.thaw()
         with trio.fail_after(30):
             await a.becomes(lambda: len(answers) == 200)
+
+
+async def test_a_prefix_longer_than_any_name_is_no_question_for_others(redis):
+    async with node(redis, "a", answers=0.2) as a, node(redis, "b") as b:
+        await a.online(1)
+        await b.person().hear("brief:x")
+        before = b.plane.figures.unreadable
+        assert await listed(a, "é".encode() * 200) == ([], 0)
+        await b.rest()
+        assert b.plane.figures.unreadable == before
+
+
+async def test_names_that_nobody_asked_for_are_not_listed_and_no_answer_makes_the_list_longer(alone, redis):
+    async with node(redis, "b") as b, node(redis, "c") as c:
+        await alone.online(2)
+        for silent in (b, c):
+            silent.plane._seek = lambda seek: None
+        answers: list[tuple[list[Any], int]] = []
+        alone.plane.channels(b"brief:", b"brief:b", 2, lambda *answer: answers.append(answer))
+        [(number, search)] = alone.plane._sought.items()
+
+        def say(who: Node, *names: bytes) -> None:
+            rows = [(name, 1, False) for name in names]
+            alone.plane.arrived(b"\n" + envelopes.encode(Sought(who.plane.node, number, rows)))
+
+        say(b, b"brief:a", b"brief:b", b"kept:x", b"brief:e", b"brief:d", b"brief:e", b"brief:c")
+        assert sorted(search.found) == [b"brief:c", b"brief:d"]
+        say(c, b"brief:d", b"brief:f")
+        await alone.becomes(lambda: bool(answers))
+        found, silent_ones = answers[0]
+        assert [(each.name, each.subscribers) for each in found] == [(b"brief:c", 1), (b"brief:d", 2)]
+        assert silent_ones == 0
+
+
+async def test_one_channel_that_is_heard_elsewhere_is_found_though_nobody_tracks_who_is_there(redis, tmp_path: Path):
+    bare = {"name": "bare", **FREE, "track_presence": False}
+    wild = {"name": "wild", **FREE, "wildcards": True}
+    hub = {**HUB, "namespace": [*HUB["namespace"], bare, wild]}
+    async with (
+        controlled(redis, tmp_path, "a", hub=hub) as (a, client),
+        controlled(redis, tmp_path, "b", hub=hub) as (b, _),
+    ):
+        await a.online(1)
+        await b.online(1)
+        for name in ("bare:x", "bare:xy", "wild:*.x", "brief:x"):
+            await b.person().hear(name)
+            await b.person().hear(name)
+        await a.person().hear("bare:x")
+        await level(a, b)
+        for row in (await client.channels())["channels"]:
+            one = await client.channel(row["name"])
+            assert {key: one[key] for key in row} == row
+        assert (await client.channel("bare:x"))["subscribers"] == 3
+        assert len((await client.channel("wild:*.x"))["presence"]) == 2
+        with pytest.raises(RequestFailed, match="nobody hears it"):
+            await client.channel("bare:")
+
+
+def test_whoever_waits_for_a_backplane_waits_longer_than_that_may_take():
+    with pytest.raises(ValidationError, match="answers"):
+        BackplaneConfig(answers=SECONDS / 1.25)
+
+
+async def test_who_hears_a_pattern_is_known_elsewhere_for_as_long_as_that_is_so(redis):
+    wild = {"name": "wild", **FREE, "wildcards": True}
+    async with nodes(redis, "a", "b", hub={"namespace": [wild]}) as (a, b):
+        one, two = b.person(), b.person()
+        asks = a.person()
+
+        async def present() -> set[str]:
+            await b.rest()
+            answer = await asks.answer(AskPresence(channel="wild:*.x", ref=7), Presence)
+            return {each.session for each in answer.clients}
+
+        await one.hear("wild:*.x")
+        await two.hear("wild:*.x")
+        assert await present() == {one.session.id, two.session.id}
+        b.hub.tag(one.session, own={"new": "tag"})
+        one.ask(Unsubscribe(channel="wild:*.x"))
+        assert await present() == {two.session.id}
+        b.hub.tag(two.session, own={"new": "tag"})
+        two.leave()
+        assert await present() == set()
+        assert redis.say("KEYS", "netd:p:*wild*") == ""

@@ -57,6 +57,7 @@ async def listening(directory: Path, *, tls: bool = True) -> AsyncIterator[tuple
     redis = Redis(directory, "--requirepass", "sesame")
     redis.start()
     try:
+        await redis.ready()
         context = serving(authority.issue("localhost")) if tls else None
         async with trio.open_nursery() as nursery:
             serve = partial(trio.serve_tcp, partial(guarded, redis, context), 0, host="127.0.0.1")

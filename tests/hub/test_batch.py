@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from netd.hub.config import Namespace
 from netd.hub.outbox import Outbox, OutboxRules
 from netd.services.framed.modes import ENCODERS
+from netd.sessions.payloads import Others
 from netd.wire.messages import Message, Ok, Position, Publish, channel_fields, data_fields, data_of
 from netd.wire.rows import Row
 from tests.hub.room import Person, Room, Speaks, config, public
@@ -226,6 +227,18 @@ def test_what_a_policy_drops_is_counted_by_message():
     assert (other.session.dropped, other.session.messages_out) == (1, 9)
 
 
+@pytest.mark.parametrize("policy", ["disconnect", "drop-oldest"])
+def test_what_many_stand_on_is_encoded_once_though_none_of_them_takes_one_chunk(policy: Any):
+    room, shared = Room(), Speaks()
+    people = [listener(room, CHANNEL, rules=OutboxRules(10_000, policy, 1e9)) for _ in range(4)]
+    for person in people:
+        person.session.encoder = Others(shared, person.session)
+    author = people[0]
+    in_a_row(author, CHANNEL, [b"one", b"two", b"three"], text=True)
+    assert shared.encoded == 3
+    assert [len(waiting(person)) for person in people] == [0, 3, 3, 3]
+
+
 # --- who does not hear what it said itself ----------------------------------------------------------------------------
 
 
@@ -365,6 +378,22 @@ def test_whose_own_row_fills_its_outbox_publishes_no_more():
         author.room.hub.publish_row(author.session, row_of(["a", "b", "c"], asked_for))
         assert [code for code, _ in author.closed] == [4008]
         assert room.hub.published == room.hub.histories.messages == 2
+
+
+def test_answers_that_a_policy_drops_are_counted_each():
+    for alone in (True, False):
+        room = Room()
+        author = room.person(encoder=ENCODERS["json"], rules=OutboxRules(5000))
+        row = row_of(["a", "b", "c"], [1, 2, 3])
+        if alone:
+            for request, size in row.requests():
+                room.hub.handle(author.session, request, size)
+        else:
+            room.hub.publish_row(author.session, row)
+            assert len(author.outbox.chunks or ()) == 1
+        author.outbox.push(b"x" * 4990)
+        assert [code for code, _ in author.closed] == [4008]
+        assert (author.session.dropped, author.session.messages_out) == (4, 4)
 
 
 def test_a_row_is_answered_in_one_chunk_unless_something_may_part_them():

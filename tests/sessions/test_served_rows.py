@@ -190,6 +190,8 @@ def seen_by(
         (plain, shared),
         (plain, OutboxRules(*outboxes[2])),
         (Plain(TEXT, "none"), shared),
+        (Several([CHANNEL, b"public:c"]), OutboxRules(*outboxes[2])),
+        (LINES, OutboxRules(*outboxes[1])),
         (pack, shared),
     ]
     people += [room.person(encoder=encoder, rules=its, id=f"{at}") for at, (encoder, its) in enumerate(listeners)]

@@ -118,6 +118,86 @@ def test_rows_are_what_each_is_by_itself(format: Format, data: st.DataObject):
         assert repr(only) == repr(told(by_itself(payload, format)))
 
 
+# what no encoder writes, and clients may send: fields twice, escapes in keys, numbers at their ends, lone surrogates
+KEYS = ["type", "channel", "data", "ref", "data64", "channel64", "ephemeral", "priority", "new", "Type", ""]
+JSON_KEYS = [*(f'"{key}"' for key in KEYS), '"\\u0074ype"', '"d\\u0061ta"', '"\\ud800"']
+JSON_VALUES = [
+    *(
+        '"publish"',
+        '"ping"',
+        '"a"',
+        '"\\u0061"',
+        '"\\ud800"',
+        '"\\ud83d\\ude00"',
+        '"\xc3\xa9"',
+        '"\xff"',
+        '"\x01"',
+        '"aGk="',
+    ),
+    *("null", "true", "1", "1.0", "-0", "-0.0", "1e999", "NaN", "01", "tru", " 1 ", "1" * 400, "9007199254740992"),
+    *("18446744073709551615", "18446744073709551616", "-9223372036854775808", "-9223372036854775809"),
+    *("[" * depth + "]" * depth for depth in (1, 64, 65, 66, 3000)),
+    *('{"a":1,"a":2}', '{"":{"":[]}}', '{"a":NaN}', "[" + "0," * 16383 + "0]", "[" + "0," * 16384 + "0]"),
+    *(f'"{"r" * length}"' for length in (0, 128, 129)),
+]
+JSON_ENDS = ["}", "}", "}", " }\n", "}x", ",}", ""]
+PACKED_KEYS = [*map(msgspec.msgpack.encode, KEYS), b"\xd9\x04data", b"\xc4\x04data", b"\x01", b"\x91\x01"]
+PACKED_VALUES = [
+    *map(
+        msgspec.msgpack.encode,
+        ["publish", "a", "", None, True, 1, 1.5, float("nan"), 2**53, 2**64 - 1, b"a", b"", "r" * 129],
+    ),
+    *(
+        b"\xd9\x01a",
+        b"\xdb\0\0\0\x01a",
+        b"\xa1\xff",
+        b"\xa3\xed\xa0\x80",
+        b"\xd4\x01a",
+        b"\xd6\xff\0\0\0\x01",
+        b"\xc1",
+        b"\xc4\x05ab",
+    ),
+    *(b"\x91" * depth + b"\x90" for depth in (0, 63, 64, 65, 3000)),
+    *(b"\x82\xa1a\x01\xa1a\x02", b"\x81\x01\x01", b"\x81\x91\x01\x01", b"\x81\xc4\x01a\x01", b"\xdd\0\0\0\x01\x01"),
+    *(b"\xdc" + count.to_bytes(2, "big") + bytes(count) for count in (16384, 16385)),
+]
+
+
+def as_json(fields: list[tuple[str, str]], end: str) -> bytes:
+    return ("{" + ",".join(f"{key}:{value}" for key, value in fields) + end).encode("latin-1")
+
+
+def as_messagepack(fields: list[tuple[bytes, bytes]], end: str) -> bytes:
+    head = bytes([0x80 | len(fields)]) if end == "}" else b"\xdf" + len(fields).to_bytes(4, "big")
+    return head + b"".join(key + value for key, value in fields) + (b"x" if end == "}x" else b"")
+
+
+@pytest.mark.parametrize(
+    ("format", "written", "keys", "values", "encode"),
+    [
+        ("json", as_json, JSON_KEYS, JSON_VALUES, lambda value: msgspec.json.encode(value).decode()),
+        ("messagepack", as_messagepack, PACKED_KEYS, PACKED_VALUES, msgspec.msgpack.encode),
+    ],
+)
+@given(st.data())
+def test_what_follows_in_a_row_is_read_no_other_way(
+    format: Format, written: Any, keys: Any, values: Any, encode: Any, data: st.DataObject
+):
+    usual = {"type": "publish", "channel": "a", "data": data.draw(st.sampled_from(["x", 1])), "ref": 1}
+    given_fields = [
+        (encode(key), encode(usual[key])) for key in list(usual)[: data.draw(st.sampled_from([2, 3, 3, 4]))]
+    ]
+    odd = st.tuples(st.sampled_from(keys), st.sampled_from(values)) | st.sampled_from(given_fields)
+    fields = data.draw(st.permutations(given_fields + data.draw(st.lists(odd, max_size=3))))
+    payload = written(fields, data.draw(st.sampled_from(JSON_ENDS)))
+    first = written([*given_fields, *([(encode("data"), encode("x"))] if len(given_fields) == 2 else [])], "}")
+    said = [first, payload, first, payload, payload]
+    seen: list[Any] = []
+    for found, _ in read(said, format):
+        seen += [told(request) for request, _ in found.requests()] if isinstance(found, Row) else [told(found)]
+    assert repr(seen) == repr([told(by_itself(each, format)) for each in said])
+
+
 def publish(number: int, **more: Any) -> dict[str, Any]:
     return {"type": "publish", "channel": "a", "data": f"{number}", **more}
 

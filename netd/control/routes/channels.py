@@ -137,12 +137,13 @@ def router(host: Host) -> APIRouter:
         info = await answered(lambda answer: hub.backplane.channel(channel, answer), what)
         if not info.subscribers and info.epoch is None and not count:
             raise NotFound(f"cannot find channel {shown(channel)}: nobody hears it, and it has no history", path="name")
+        here = hub.presence(channel)
         members = [
             Member(session=one.session, name=one.name, transport=one.transport, tags=one.tags or {})
-            for one in [*hub.presence(channel), *others][:MAX_LIST]
+            for one in [*here, *others][:MAX_LIST]
         ]
         view = _view(info)
-        view.subscribers += count
+        view.subscribers = max(info.subscribers, len(here) + count)  # who is slow to say has told Redis who is there
         return WholeChannel(presence=members, **view.model_dump())
 
     @routes.get("/channels/{name}/history")

@@ -93,7 +93,7 @@ class Lines:
         return self._last[1]
 
     def encode_many(self, batch: Batch) -> bytes:
-        bodies, places = _bodies(batch), batch.places()
+        bodies, places = batch.each(_BODIES), batch.places()
         if places is None:
             return b"".join(bodies)
         return b"".join(
@@ -101,9 +101,11 @@ class Lines:
         )
 
 
-def _bodies(batch: Batch) -> list[bytes]:
+class _Bodies:
     """Each message of a row, without its id."""
-    return [b"event: message\ndata: %b\n\n" % payload for payload in batch.said("json").payloads()]
+
+    def encode_each(self, batch: Batch) -> list[bytes]:
+        return [b"event: message\ndata: %b\n\n" % payload for payload in batch.said("json").payloads()]
 
 
 class Several:
@@ -136,10 +138,13 @@ class Several:
         return b"id: %b\n" % found.encode()
 
     def encode_many(self, batch: Batch) -> bytes:
-        bodies, places = _bodies(batch), batch.places()
+        return b"".join(self.encode_each(batch))
+
+    def encode_each(self, batch: Batch) -> list[bytes]:
+        bodies, places = batch.each(_BODIES), batch.places()
         if places is None:
-            return b"".join(bodies)
-        return b"".join([self._id(batch.channel, at) + body for at, body in zip(places, bodies, strict=True)])
+            return bodies
+        return [self._id(batch.channel, at) + body for at, body in zip(places, bodies, strict=True)]
 
 
 _NAMES: dict[type, bytes] = {
@@ -156,4 +161,5 @@ _NAMES: dict[type, bytes] = {
 
 SPOKEN: dict[Format, Spoken] = {"json": Spoken("json"), "messagepack": Spoken("messagepack")}
 FRAMES = Frames()
+_BODIES = _Bodies()
 LINES = Lines()
