@@ -270,7 +270,8 @@ class Hub:
     def _end_stay(self, session: Session, code: int, reason: str) -> None:
         for channel in sorted(session.channels or ()):
             subscriptions.unsubscribe(self, session, channel)
-        self.unindex(session)
+        if session.tags or session.name is not None:
+            self.unindex(session)
         del self.sessions[session.id]
         self._internal -= session.internal
         past, outbox = self.past, session.outbox
@@ -279,7 +280,8 @@ class Hub:
         past["refused"] += session.refused
         past["dropped"] += outbox.dropped
         session.buckets = None
-        self.stays.keep(session, self.clock(), self.config.resume_seconds)
+        if session.resume is not None:
+            self.stays.keep(session, self.clock(), self.config.resume_seconds)
         if not session.internal:
             self.backplane.left(None, session, last=False)
             self.application.closed(session, code, reason)

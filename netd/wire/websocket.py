@@ -59,6 +59,8 @@ NO_CODE: Final = 1005
 _FINAL, _RSV1, _RSV, _MASKED = 0x80, 0x40, 0x70, 0x80
 _TEXTS, _BINARIES = _FINAL | TEXT, _FINAL | BINARY
 """The first byte of a message that is one frame and not compressed: nearly all are."""
+_CLOSING = _FINAL | CLOSE
+_SIMPLE = frozenset((_TEXTS, _BINARIES, _CLOSING))
 _RUN, _WORTH, _TRIES = 64, 4, 4
 """As in framing.py: frames looked at together, at least and at most; how often a run may be shorter than that."""
 _LONG = 1024
@@ -265,12 +267,12 @@ class Decoder:
         limits = self.limits
         most = limits.max_message if limits.max_frame is None else min(limits.max_frame, limits.max_message)
         inside = self._message is not None
-        if masked and not inside and 6 <= end - at <= _LONG and ((first := data[at]) == _BINARIES or first == _TEXTS):
+        if masked and not inside and 6 <= end - at <= _LONG and (first := data[at]) in _SIMPLE:
             # who does not speak in a hurry is read one whole frame at a time; the loop takes anything
             size, body, least = data[at + 1] ^ masked, at + 6, 0
-            if size == 126:
+            if size == 126 and first != _CLOSING:
                 (size,), body, least = _length16(data, at + 2), at + 8, 126
-            elif size > 126:
+            elif size > 125:
                 least = size + 1
             if body + size == end and least <= size <= most:
                 payload = data[body:]
@@ -278,6 +280,9 @@ class Decoder:
                     whole = _int(data[body - 4 :])
                     bits, copies, over = _spread(size)
                     payload = (whole ^ (whole >> bits) * copies >> over).to_bytes(size)
+                if first == _CLOSING:
+                    self._control(CLOSE, payload, events)
+                    return end
                 if first == _TEXTS:
                     _check_text(payload)
                 events.append(Messages(first == _TEXTS, [payload]))
