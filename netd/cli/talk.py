@@ -52,6 +52,8 @@ async def listen(
     async def follow(source: Any, counts: bool) -> None:
         nonlocal left
         async for item in source:
+            if left is not None and left <= 0:
+                return  # what came with the last of them
             write(item)
             if counts and left is not None and _counts(item):
                 left -= 1

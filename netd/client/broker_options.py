@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote_plus, urlsplit
 
 from netd.client.options import ClientOptions, SharedOptions, Tcp, Unix, local_error
 
@@ -19,6 +19,8 @@ MAX_MESSAGE = 4 * 1024 * 1024
 
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
 _VALUE = re.compile(r"[\x21-\x7e]([\t\x20-\x7e]*[\x21-\x7e])?|")  # RFC 9110 section 5.5
+_SECRETS = re.compile(r"^([a-z]*://)?[^/?#]*(?=@)|(\?).*", re.DOTALL | re.IGNORECASE)
+"""Where a URL that cannot be used may have a password or a token: before the host, or in the query."""
 _TARGET = re.compile(r"[\x21-\x7e]*")
 _OURS = ("host", "connection", "upgrade", "authorization")
 _PORTS = {"ws": 80, "wss": 443, "http": 80, "https": 443}
@@ -39,9 +41,11 @@ class Url:
         return "localhost" if isinstance(self.peer, Unix) else str(self.peer)
 
     def __str__(self) -> str:
+        """As people are shown it: without the token that its query may have."""
+        target = _without_token(self.target)
         if isinstance(self.peer, Unix):
-            return str(self.peer) if self.target == OPERATIONS else f"{self.peer} {self.target}"
-        return f"{'wss' if self.secure else 'ws'}://{self.peer}{self.target}"
+            return str(self.peer) if target == OPERATIONS else f"{self.peer} {target}"
+        return f"{'wss' if self.secure else 'ws'}://{self.peer}{target}"
 
 
 def parse_url(text: str) -> Url:
@@ -55,22 +59,23 @@ def parse_url(text: str) -> Url:
         if not path or "\0" in path:
             raise local_error(f"cannot connect to {text!r}: a path has to follow")
         return Url(False, Unix(Path(path)), OPERATIONS)
+    shown = _SECRETS.sub(r"\1\2...", text)
     if not text.isprintable() or " " in text:  # urlsplit would pass over line ends and tabs
-        raise local_error(f"cannot connect to {text!r}: a URL has no such characters")
+        raise local_error(f"cannot connect to {shown!r}: a URL has no such characters")
     try:
         parts = urlsplit(text if "://" in text else f"ws://{text}")
         port = parts.port
     except ValueError as error:
-        raise local_error(f"cannot connect to {text!r}: {error}") from None
+        raise local_error(f"cannot connect to {shown!r}: {error}") from None
     if parts.scheme not in _PORTS or not parts.hostname or port == 0:
-        raise local_error(f'cannot connect to {text!r}: write "ws://HOST:PORT", "wss://HOST:PORT" or "unix:/PATH"')
+        raise local_error(f'cannot connect to {shown!r}: write "ws://HOST:PORT", "wss://HOST:PORT" or "unix:/PATH"')
     if "@" in parts.netloc:
         raise local_error("cannot connect to a URL with a user's name in it: give the token as token=...")
     if "#" in text:
-        raise local_error(f"cannot connect to {text!r}: a WebSocket's URL has no fragment (#)")
+        raise local_error(f"cannot connect to {shown!r}: a WebSocket's URL has no fragment (#)")
     target = (parts.path if parts.path not in ("", "/") else OPERATIONS) + (f"?{parts.query}" if parts.query else "")
     if not _TARGET.fullmatch(target) or not _TARGET.fullmatch(parts.netloc):
-        raise local_error(f"cannot connect to {text!r}: write what is not ASCII as %XX")
+        raise local_error(f"cannot connect to {shown!r}: write what is not ASCII as %XX")
     peer = Tcp(parts.hostname, port or _PORTS[parts.scheme])
     return Url(parts.scheme in ("wss", "https"), peer, target)
 
@@ -123,8 +128,21 @@ def agreed(url: str | Url, options: Options) -> tuple[Url, Options]:
     if where.secure and not options.tls:
         return where, replace(options, tls=True)
     if options.tls and not where.secure:
-        raise local_error(f"cannot use TLS with {str(url)!r}: write wss://HOST:PORT")
+        raise local_error(f"cannot use TLS with {str(where)!r}: write wss://HOST:PORT")
     return where, options
+
+
+def _without_token(target: str) -> str:
+    """The target with dots for a token, which the daemon takes as a parameter too."""
+    path, mark, query = target.partition("?")
+    parts = (part.partition("=") for part in query.split("&"))
+    return (
+        path
+        + mark
+        + "&".join(
+            f"{name}=..." if unquote_plus(name) == "token" else name + equals + value for name, equals, value in parts
+        )
+    )
 
 
 def bearer(token: str) -> str:

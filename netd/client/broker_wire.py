@@ -56,6 +56,8 @@ ANSWERS = 256 * 1024
 HEAD = 64 * 1024
 """Bytes of the answer to the upgrade, its body included."""
 _CLOSE = 0x80 | websocket.CLOSE
+_CONTROL = 0x08
+"""Set in the first byte of what is no message of ours (RFC 6455 section 5.5)."""
 _STRANGE = "the peer does not speak WebSocket as it should"
 _ABNORMAL = 1006
 _NO_STATUS = 1005
@@ -148,7 +150,7 @@ class BrokerWire:
         self._closed = False
         """Whether a close is among what was written, which is there in answer to the peer's, or is our own."""
         self._own = 0
-        """Bytes of messages among those that wait; the rest are answers."""
+        """Bytes of messages, with their headers, among those that wait; the rest are answers."""
         self._unwritten: BaseException | None = None
         """What writing met."""
         self._writing = trio.CancelScope()
@@ -184,7 +186,6 @@ class BrokerWire:
         shape = _text_or_binary if self._plain else bytes.decode if self._options.format == "json" else bytes
         try:
             for payload in framed:
-                self._own += len(payload)
                 await self._ws.send_message(shape(payload))
         except (ConnectionClosed, WebSocketError) as error:
             raise trio.BrokenResourceError("the WebSocket is closed") from error
@@ -357,6 +358,8 @@ class BrokerWire:
         if self._unwritten is not None:
             raise trio.BrokenResourceError from self._unwritten
         self._closed = self._closed or data[0] == _CLOSE
+        if not data[0] & _CONTROL:
+            self._own += len(data)
         self._out += data
         self._drained = trio.Event() if self._drained.is_set() else self._drained
         self._stir()

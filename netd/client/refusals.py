@@ -46,7 +46,8 @@ def refused_upgrade(
     kind, message = _said(body or b"")
     where = known.get(b"location")
     if 300 <= status < 400 and where is not None:
-        message = f"it redirects to {_shown(where)}: connect there"
+        path, query, _ = where.partition("?")  # which is our own as a rule, and may have a token
+        message = f"it redirects to {_shown(path)}{'?...' if query else ''}: connect there"
     sentence = f"cannot connect to {url}: it answers {status}" + (f": {message}" if message else "")
     if status == 429 or status >= 500:
         error = DaemonUnreachable(sentence)

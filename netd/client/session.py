@@ -13,6 +13,8 @@ Rules:
   given us and is too busy for now ("rate") is asked for again, not lost;
 - the daemon's close says whether coming back makes sense: NORMAL ends the client in peace, FINAL codes end it with an
   error, others are a loss like any.
+
+Over 600 lines, and one file all the same: requests, subscriptions and tokens share what a loss does to them.
 """
 
 from __future__ import annotations
@@ -178,6 +180,10 @@ class Session:
         self._take(token)
         try:
             await self.prepare()
+        except BaseException:  # nobody has seen it
+            self._token, self._source = before
+            raise
+        try:
             shown = self._token
             if shown is None:
                 raise ProtocolError("cannot refresh the token: this client has none; give it one", origin="local")
@@ -245,14 +251,22 @@ class Session:
         repeatable: bool = False,
         moot: bool = False,
     ) -> Any:
-        """Send it and return the answer. RequestFailed if that is an error, DaemonUnreachable if none comes."""
+        """Send it and return the answer. RequestFailed if that is an error, DaemonUnreachable if none comes.
+
+        What is `moot` without its connection goes ahead of the queue, even if whoever asks is cancelled: as the
+        subscriptions do, which may follow it.
+        """
         ref, timeout = next(self._refs), self._options.answer_timeout
         pending = _Pending(what, self._payload(what, build(ref)), priority, repeatable, moot)
         self._pending[ref] = pending
         self._await(+1)
         try:
             with trio.move_on_after(timeout):
-                await self.connection.send(pending.payload, priority, pending)
+                if moot:
+                    self.connection.say_first(pending.payload)
+                    pending.left = True
+                else:
+                    await self.connection.send(pending.payload, priority, pending)
                 if len(self._pending) == 1:  # of many at once, the writer makes one system call
                     self.connection.push()
                 await pending.arrived.wait()
@@ -309,6 +323,8 @@ class Session:
             self._await(-1)
         if subscription.error is not None:
             raise subscription.error
+        if not subscription.begun:
+            self.connection.check_open()  # it ended in peace, and this with it
         if waited.cancelled_caught:
             self._abandon(subscription)
             raise DaemonUnreachable(
@@ -319,6 +335,8 @@ class Session:
 
     async def unsubscribe(self, subscription: Subscription) -> None:
         if self.subscriptions.get(subscription.name) is not subscription:
+            subscription.discard()
+            await trio.lowlevel.checkpoint()
             return
         self._forget(subscription.name)
         subscription.end(None, discard=True)
@@ -329,6 +347,8 @@ class Session:
                 lambda ref: messages.Unsubscribe(**fields, ref=ref),
                 moot=True,
             )
+        else:
+            await trio.lowlevel.checkpoint()
 
     def _ask(self, subscription: Subscription) -> None:
         ref = next(self._refs)

@@ -64,12 +64,9 @@ class Subscription:
         """Whether the daemon takes its name for a pattern, which stands for many channels."""
         self.live = False
         """Whether the daemon has confirmed it on this connection."""
-        self.error: NetdError | None = None
-
-    @property
-    def begun(self) -> bool:
+        self.begun = False
         """Whether the daemon has ever confirmed it."""
-        return self._confirmed.is_set()
+        self.error: NetdError | None = None
 
     @property
     def channel(self) -> str | bytes:
@@ -102,9 +99,8 @@ class Subscription:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        if not self._inbox.ended:
-            with suppress(ClientError):  # without a connection there is nothing to unsubscribe from
-                await self.unsubscribe()
+        with suppress(ClientError):  # without a connection there is nothing to unsubscribe from
+            await self.unsubscribe()
 
     def behind(self, item: Item, before: Position | None) -> Position | None:
         """The position after reading `item` at `before`."""
@@ -137,13 +133,16 @@ class Subscription:
         if ok.recovered:
             counters.recovered += 1
         else:
-            self._place.move(ok.epoch, ok.offset)
+            # a node that cannot see the history just now says no place, and that is no reason to forget ours: what we
+            # have would be new to us once more as soon as it can
+            if ok.epoch is not None:
+                self._place.move(ok.epoch, ok.offset)
             if self._asked_before:
                 counters.gaps += 1
                 self._inbox.put(Gap(self.channel, ok.epoch), 0)
             elif ok.epoch is not None:
                 self._read = Position(ok.epoch, ok.offset or 0)
-        self._asked_before = True
+        self._asked_before = self.begun = True
         self._confirmed.set()
 
     def take(self, message: messages.Message, size: int) -> None:
@@ -187,6 +186,10 @@ class Subscription:
         self.error = error
         self._inbox.end(error, discard=discard)
         self._confirmed.set()
+
+    def discard(self) -> None:
+        """It has ended, and nobody reads what is left."""
+        self._inbox.end(discard=True)
 
     async def confirmed(self) -> None:
         await self._confirmed.wait()

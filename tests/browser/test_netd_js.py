@@ -281,6 +281,39 @@ def test_who_leaves_the_loop_ends_the_subscription(page, peer, begun):
     begun.confirm("public:a")
 
 
+def test_a_handler_that_unsubscribes_is_called_no_more(page, peer, begun):
+    page.run(
+        """const once = (name) => (message) => {
+          seen.push([name, message.data]);
+          wide.unsubscribe();
+          own.unsubscribe();
+        };
+        globalThis.wide = client.subscribe('public:>', once('got'));
+        globalThis.own = client.subscribe('public:a', once('got'), { gap: () => own.unsubscribe() });"""
+    )
+    begun.confirm("public:>", pattern=True)
+    begun.confirm("public:a", epoch="e1", offset=0)
+    begun.publish(5)  # which is a gap in its own channel
+    begun.request("unsubscribe")
+    begun.request("unsubscribe")
+    begun.say(type="text", text="behind it")
+    page.until("seen.some(([name]) => name == 'text')")
+    assert page.run("return seen.filter(([name]) => name == 'got')") == [["got", 5]]
+
+
+def test_who_was_at_a_node_without_history_knows_still_what_it_has(page, peer, begun):
+    subscribed(page, begun)
+    begun.publish(5)
+    link, _ = lose(peer, begun)
+    assert link.confirm("public:a")["recover"] == {"epoch": "e1", "offset": 5}  # it cannot see the history just now
+    link.publish(4, 5, 6)
+    page.until("seen.some(([name, data]) => name == 'got' && data == 6)")
+    assert page.run("return seen.filter(([name]) => name == 'got')") == [["got", 5], ["got", 6]]
+    assert page.seen("gap") == [{"channel": "public:a", "epoch": None, "missed": None}]
+    link, _ = lose(peer, link)
+    assert link.confirm("public:a", recovered=True)["recover"] == {"epoch": "e1", "offset": 6}
+
+
 def test_who_only_wants_the_next_one_stays_subscribed(page, peer, begun):
     page.run("globalThis.sub = client.subscribe('public:a'); globalThis.steps = sub[Symbol.asyncIterator]()")
     begun.confirm("public:a", epoch="e1", offset=0)
@@ -540,6 +573,71 @@ def test_a_clean_close_sends_what_is_queued_and_ends_what_waits(page, peer, begu
     assert page.run("return client.state") == {"name": "closed", "reason": ""}
 
 
+def test_who_subscribes_and_publishes_as_soon_as_it_is_connected_does_so_once_and_in_order(page, peer):
+    page.visit(ORIGIN)
+    page.run(
+        """begin(it);
+        client.subscribe('public:a', () => {});
+        client.publish('public:a', 'queued', { confirm: false });
+        client.on('state', ({ name }) => {
+          if (name != 'connected') return;
+          client.subscribe('public:b', () => {});
+          client.publish('public:b', 'at once', { confirm: false });
+        });""",
+        peer.url,
+    )
+    link = peer.accept()
+    link.welcome()
+    said = [link.receive() for _ in range(4)]
+    assert [(each["type"], each["channel"]) for each in said] == [
+        ("subscribe", "public:a"),
+        ("publish", "public:a"),
+        ("subscribe", "public:b"),
+        ("publish", "public:b"),
+    ]
+    page.run("client.publish('public:b', 'last', { confirm: false })")
+    assert link.receive()["data"] == "last"
+
+
+@pytest.mark.parametrize("name", ["backoff", "connecting", "connected"])
+def test_who_closes_in_any_state_has_closed(page, peer, name):
+    page.later(0)
+    link = greeted(page, peer, "{ token: () => 'token' }")
+    page.run("client.on('state', ({ name }) => { if (name == it) client.close() })", name)
+    link.abort()
+    page.until("client.state.name != 'connected'")
+    page.later(0.02)
+    if name == "connected":
+        peer.accept().welcome(expires=50)
+    assert page.until("seen.find(([name]) => name == 'close')")[1] == {"reason": "", "error": None}
+    page.later(60)
+    assert [state["name"] for state in page.seen("state")][-2:] == [name, "closed"]
+    assert page.run("return seen.at(-1)[0]") == "close"
+    assert page.run("return client.state.name") == "closed"
+    assert peer.nobody_came()
+    assert page.seen("error") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"type":"message","channel":5,"data":1}',
+        '{"type":"joined","channel":{},"session":"s"}',
+        '{"type":"message","channel64":"*","data":1}',
+        '{"type":"ok","epoch":"e1","channel":7}',
+        "null",
+        "[",
+    ],
+)
+def test_what_no_daemon_says_ends_the_connection_and_throws_nothing(page, peer, begun, text):
+    subscribed(page, begun)
+    begun.connection.send(text)
+    peer.accept().welcome()
+    page.until("client.state.name == 'connected'")
+    (lost,) = [state for state in page.seen("state") if state["name"] == "backoff"]
+    assert lost["reason"].startswith("the daemon said what cannot be read (")
+
+
 # --- tokens -----------------------------------------------------------------------------------------------------------
 
 
@@ -555,6 +653,23 @@ def test_a_token_is_asked_for_with_every_connection_and_before_it_expires(page, 
     link.say(type="ok", expires=1e9, ref=refresh["ref"])
     _, hello = lose(peer, link)
     assert hello["token"] == "token-4"
+
+
+def test_tokens_that_are_good_for_nothing_are_not_asked_for_without_end(page, peer):
+    page.later(0)
+    page.visit(ORIGIN)
+    page.run("globalThis.asked = 0; begin(it, { token: () => `token-${++asked}` })", peer.url)
+    link = peer.accept()
+    link.welcome(expires=0)
+    page.until("client.session")
+    page.later(0.9)
+    assert page.run("return asked") == 1
+    page.later(0.2)
+    link.say(type="ok", expires=0, ref=link.request("refresh")["ref"])
+    link.say(type="text", text="behind it")
+    page.until("seen.some(([name]) => name == 'text')")
+    page.later(0.9)
+    assert page.run("return asked") == 2
 
 
 def test_a_token_that_cannot_be_had_is_asked_for_again(page, peer):
@@ -660,5 +775,7 @@ def test_a_hello_that_is_refused(page, peer, code, final):
 
 def test_an_address_that_no_connection_can_be_made_to_ends_it(page):
     page.visit(ORIGIN)
-    page.run("begin(it)", "ftp://127.0.0.1/ws")
-    assert page.until("seen.find(([name]) => name == 'close')")[1]["reason"].startswith("cannot connect to ftp://")
+    page.run("begin(it)", "ftp://127.0.0.1/ws?token=s3cret")
+    why = page.until("seen.find(([name]) => name == 'close')")[1]["reason"]
+    assert why.startswith("cannot connect to ftp://127.0.0.1/ws: ")
+    assert page.run("return client.state.reason.indexOf('s3cret')") == -1

@@ -13,10 +13,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import click
 import pytest
 import trio
+import trio.testing
 
 from netd.cli.bench import Times
 from netd.cli.data import plain_value
@@ -24,6 +26,8 @@ from netd.cli.dial import place_of, tags_of
 from netd.cli.message_view import item_json, item_line, shown
 from netd.cli.options import run_loop
 from netd.cli.output import size
+from netd.cli.talk import listen
+from netd.client import FramedClient
 from netd.client.subscription import Gap
 from netd.errors import DaemonUnreachable
 from netd.wire import handshake, messages
@@ -513,6 +517,25 @@ def test_listen_prints_messages_as_they_come_and_ends_after_the_count(netctl):
     ]
 
 
+async def test_listen_ends_after_the_count_whatever_else_came_with_it(capsys):
+    channels = ("public:a", "public:b", "public:c")
+    how = {"pattern": False, "presence": False, "recover": None, "as_json": False}
+    async with FramedPeer() as peer, trio.open_nursery() as nursery:
+        client = FramedClient(peer.address, linger=0.01)
+        nursery.start_soon(partial(listen, client, channels=channels, count=1, **how))
+        link = await peer.accept()
+        await link.welcome()
+        for channel in channels:
+            await link.confirm(channel, epoch="e", offset=0)
+        await link.say(Ping(1, ref=1))
+        await link.request(Pong)
+        await trio.testing.wait_all_tasks_blocked()  # it has the answers, and waits for each of them
+        await link.say(*(Message(channel, data="hi") for channel in channels), Direct("s-2", data="you"))
+        await link.ended()
+    said = lines_of(capsys.readouterr().out)  # what does not count may have been first
+    assert len([line for line in said if line.endswith("  hi")]) == 1
+
+
 def test_listen_as_json_from_all_that_is_kept(netctl):
     async def serve(peer):
         link = await peer.accept()
@@ -823,9 +846,10 @@ def test_bench_recognises_a_server_that_is_no_echo(netctl):
         link = await peer.accept()
         await link.ended()
 
-    for server, why in ((other, "something else comes back"), (silent, r"nothing came back within 0\.05 s")):
+    nothing = r"nothing came back within 0\.5 s"
+    for server, why, timeout in ((other, "something else comes back", "20"), (silent, nothing, "0.5")):
         with served(server) as address:
-            said = netctl("framed", "bench", address, "--connections", "1", "--timeout", "0.05")
+            said = netctl("framed", "bench", address, "--connections", "1", "--timeout", timeout)
         assert said.exit_code == 69
         assert re.search(rf"cannot measure {address}: {why}; is its mode echo\?", said.stderr)
 

@@ -69,6 +69,35 @@ def test_a_daemon_cannot_send_a_client_away_for_ever(asked, least):
     assert loss_of(Close(CloseCode.GOING_AWAY, "", asked)).least == least
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("ws://h:1/ws/a?token=s3cret", "ws://h:1/ws/a?token=..."),
+        ("ws://h:1?echo=1&tok%65n=s3cret&format=raw", "ws://h:1/ws?echo=1&tok%65n=...&format=raw"),
+    ],
+)
+def test_a_token_in_a_url_is_sent_and_not_shown(text, shown):
+    url = parse_url(text)
+    assert "s3cret" in url.target
+    assert str(url) == shown
+    with pytest.raises(ProtocolError) as caught:
+        agreed(text, Options(tls=True))
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("ws://h:1/?token=s3cret#x", "ws://h:0/?token=s3cret", "ws://h:x?token=s3cret", "h:1/a b?token=s3cret\nx"),
+        *("ws://u:s3cret@h:1", "ws://u:s3cret@h:0", "u:s3cret@h:0", "ftp://u:s3cret@h"),
+    ],
+)
+def test_what_is_secret_in_a_url_that_cannot_be_used_is_not_shown(text):
+    with pytest.raises(ProtocolError, match="cannot connect to") as caught:
+        parse_url(text)
+    assert "s3cret" not in str(caught.value)
+
+
 @given(st.text(max_size=60))
 def test_whatever_is_taken_for_a_url_fits_in_a_request_line(text):
     try:
@@ -157,6 +186,7 @@ def test_a_refusal_says_the_rule_in_one_sentence():
         (404, [], b"", "is this the path of operations"),
         (200, [], b"<html>", "it does not speak WebSocket there"),
         (301, [(b"Location", b"https://other/")], b"", "it redirects to https://other/"),
+        (302, [(b"location", b"https://h/ws?token=s3cret")], b"", "it redirects to https://h/ws?...: connect there"),
         (400, [], b"no \x1b[2J way", "no  [2J way"),
         (400, [], b'{"error": {}}', "it answers 400"),
         (400, [], b"[" * 5000, "it answers 400"),

@@ -89,6 +89,27 @@ async def test_refresh_shows_what_it_is_given_and_keeps_it(peer):
             nursery.cancel_scope.cancel()
 
 
+async def test_a_function_that_gave_none_is_not_asked_by_the_next_connection(peer):
+    def broken() -> str:
+        raise ZeroDivisionError
+
+    with trio.fail_after(PATIENCE):
+        async with client_of(peer, token="old") as client:
+            link = await peer.accept()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.hello)
+                await link.request(Hello)
+                await link.say(WELCOME)
+            with pytest.raises(ZeroDivisionError):
+                await client.refresh(broken)
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await client.refresh(trio.sleep_forever)
+            await link.abort()
+            link = await peer.accept()
+            assert (await link.request(Hello)).token == "old"
+
+
 async def test_refresh_asks_the_function_again(peer):
     with trio.fail_after(PATIENCE):
         async with client_of(peer, token=Source()) as client, trio.open_nursery() as nursery:

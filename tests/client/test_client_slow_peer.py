@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from netd.client.broker_options import Options, agreed
-from netd.client.broker_wire import BrokerTransport, BrokerWire
+from netd.client.broker_wire import ANSWERS, BrokerTransport, BrokerWire
 from netd.client.link import Link
 from netd.client.state import Counters
 
@@ -38,6 +38,10 @@ class SlowLink:
         await trio.sleep(LONG)
         self.sent.append(data)
 
+    async def receive(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return b"heard"
+
 
 async def written(link: SlowLink) -> float:
     """Seconds until what is to be written was, or until the wire gave up."""
@@ -65,6 +69,34 @@ async def test_who_takes_nothing_is_lost(autojump_clock, tells):
     link = SlowLink(tells=tells, takes=False)
     assert TIMEOUT <= await written(link) <= 2 * TIMEOUT
     assert not link.sent
+
+
+@pytest.mark.parametrize(("first", "reads"), [(0x81, True), (0x8A, False)], ids=["messages", "pongs"])
+async def test_a_peer_is_read_behind_our_own_messages_however_small_and_not_behind_too_many_answers(
+    autojump_clock, first, reads
+):
+    """It may wait for us to read before it takes more."""
+    where, options = agreed("ws://127.0.0.1:1", Options(write_timeout=LONG))
+    wire = BrokerWire(SlowLink(tells=True, takes=True), BrokerTransport(where, options), options, Counters())  # type: ignore[arg-type]
+    frame = bytes((first, 0x81)) + b"mask" + b"x"
+
+    class Socket:
+        async def send_message(self, message: object) -> None:
+            wire.put(frame)
+
+    wire._ws = Socket()  # type: ignore[assignment]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wire._flush)
+        if reads:
+            nursery.start_soon(wire.send, [b"x"] * (ANSWERS // 5))
+        else:
+            for _ in range(ANSWERS // 5):
+                wire.put(frame)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.move_on_after(1) as waited:
+            assert await wire.take() == b"heard"
+        assert waited.cancelled_caught is not reads
+        nursery.cancel_scope.cancel()
 
 
 async def test_the_kernel_tells_what_the_peer_has_not_taken():

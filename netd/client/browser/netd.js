@@ -47,6 +47,8 @@ const SILENT_BEATS = 3;
 const MOST_AWAY = 3600;
 /** Seconds for an answer when the page comes back, or the network does. */
 const PROBE = 5;
+/** Seconds between two refreshes at least, however short tokens are good for. */
+const RENEW_LEAST = 1;
 /** Seconds within which a token that counts no more is replaced: all pages are told at once (a key that was removed). */
 const SPREAD = 1;
 /** Seconds after the loss of a connection in which its session can be resumed (hub.resume_seconds). */
@@ -305,7 +307,9 @@ class Subscription {
     this.pattern = ok.pattern === true;
     if (this.pattern) this.#places.clear();
     if (!ok.recovered) {
-      this.#place = new Place(ok.epoch === undefined ? undefined : { epoch: ok.epoch, offset: ok.offset ?? 0 });
+      // a node that cannot see the history just now says no place, and that is no reason to forget ours: what we have
+      // would be new to us once more as soon as it can
+      if (ok.epoch !== undefined) this.#place = new Place({ epoch: ok.epoch, offset: ok.offset ?? 0 });
       if (this.#asked) this.#gap(this.channel, ok.epoch ?? null, null);
     }
     this.#asked = true;
@@ -316,8 +320,9 @@ class Subscription {
   _take(message, size) {
     const place = this.pattern ? this.#placeIn(keyOf(message.channel)) : this.#place;
     const missed = place.admit(message);
-    if (missed === null) return;
+    if (missed === null || this.#end) return undefined;
     if (missed) this.#gap(message.channel, place.epoch, missed < 0 ? null : missed);
+    if (this.#end) return undefined; // a listener ended it just now
     if (this.#handler) return this.#client._call(this.#handler, message);
     const reader = this.#waiting.shift();
     if (reader) return reader.resolve({ value: message, done: false });
@@ -702,16 +707,19 @@ class Client {
   /** @param {unknown} data */
   #receive(data) {
     this.#heard = now();
-    /** @type {Wire} */
-    let wire;
     try {
-      wire = opened(JSON.parse(/** @type {string} */ (data)));
-    } catch {
-      return this.#lose("the daemon said what is no JSON");
+      // what listeners throw does not come here: a daemon that says what no daemon says does
+      return this.#see(opened(JSON.parse(/** @type {string} */ (data))), /** @type {string} */ (data).length);
+    } catch (error) {
+      return this.#lose(`the daemon said what cannot be read (${error instanceof Error ? error.message : error})`);
     }
+  }
+
+  /** @param {Wire} wire @param {number} size */
+  #see(wire, size) {
     switch (wire.type) {
       case "message":
-        return this.#share(/** @type {Message} */ (wire), /** @type {string} */ (data).length);
+        return this.#share(/** @type {Message} */ (wire), size);
       case "joined":
       case "left":
         this.#subscriptions.get(keyOf(wire.channel))?._witness(/** @type {any} */ (wire));
@@ -782,6 +790,7 @@ class Client {
     if (code === "rate") {
       // many at once, after a reconnect: it is asked for again a little later
       const name = `ask ${subscription.key}`;
+      clearTimeout(this.#timers[name]); // of one that had this name before
       this.#timers[name] = setTimeout(() => {
         delete this.#timers[name];
         this.#ask(subscription);
@@ -814,10 +823,12 @@ class Client {
     this.#ready = true;
     clearTimeout(this.#timers.patience);
     this.#opened = now();
-    this.#note({ name: "connected" });
-    this.#expect(welcome.expires);
+    // before any listener: what it asks for comes behind
     for (const subscription of this.#subscriptions.values()) this.#ask(subscription);
     this.#flush();
+    this.#note({ name: "connected" });
+    if (!this.#ready) return; // it has closed this client
+    this.#expect(welcome.expires);
     this.#watch();
     this._emit("open", { session: welcome.session, server: welcome.server, version: welcome.version, resumed });
   }
@@ -858,7 +869,7 @@ class Client {
     clearTimeout(this.#timers.refresh);
     if (seconds === undefined || typeof this.#token !== "function") return;
     const ahead = Math.min(60, seconds * 0.2) * (1 + Math.random() * 0.2);
-    this.#renewIn(Math.max(seconds - ahead, 0), now() + seconds);
+    this.#renewIn(Math.max(seconds - ahead, RENEW_LEAST), now() + seconds);
   }
 
   /** @param {number} delay @param {number} until when the present one expires */
@@ -896,14 +907,15 @@ class Client {
       this.#backOff(failure(error, "cannot get a token").message);
       return;
     }
-    if (attempt !== this.#dialling || this.#state.name === "closed") return;
+    if (attempt !== this.#dialling || this.#over) return;
     /** @type {WebSocket} */
     let socket;
     try {
       socket = new this.#WebSocket(this.#url.href, [PROTOCOL]);
     } catch (error) {
       // an address that no connection can be made to from this page
-      const refused = failure(error, `cannot connect to ${this.#url}`);
+      const { protocol, host, pathname } = this.#url; // its query may have a token
+      const refused = failure(error, `cannot connect to ${protocol}//${host}${pathname}`);
       this.#end(refused, refused.message);
       return;
     }
@@ -989,6 +1001,7 @@ class Client {
 
   /** @param {string} reason @param {number} [least] */
   #backOff(reason, least = 0) {
+    if (this.#over) return undefined; // a listener has closed this client
     const { first, factor, longest, jitter, maxAttempts } = this.#again;
     this.#attempt += 1;
     if (this.#attempt > maxAttempts) {
@@ -1001,14 +1014,19 @@ class Client {
     const wait = least > 0 ? least + delay * jitter * Math.random() : delay * (1 - jitter * Math.random());
     this.#notBefore = now() + least;
     this.#note({ name: "backoff", attempt: this.#attempt, seconds: wait, reason });
+    if (this.#over) return undefined;
     this.#timers.dial = setTimeout(() => this.#dial(), Math.min(wait * 1000, LONGEST_TIMER));
     return undefined;
+  }
+
+  get #over() {
+    return this.#state.name === "closed";
   }
 
   // For good, once.
   /** @param {NetdError | null} error @param {string} reason */
   #end(error, reason) {
-    if (this.#state.name === "closed") return;
+    if (this.#over) return;
     this.#unplug();
     this.#dialling += 1;
     for (const hint of this.#hints.splice(0)) hint();
