@@ -51,7 +51,7 @@ def _all_may(hub: Hub, session: Session, row: Row, realm: Realm) -> bool:
     rules, config, channel, payloads = realm.rules, hub.config, row.channel, row.payloads
     if (
         (session.grants.expires != NEVER and session.grants.expires <= hub.clock())
-        or not hub.permissions.permits(session, "publish", channel)
+        or not ("publish" in realm.open or hub.permissions.permits(session, "publish", channel))
         or (len(payloads[0]) if len(payloads) == 1 else max(map(len, payloads))) > rules.max_message
         or not 0 < len(channel) <= MAX_CHANNEL
         or (rules.wildcards and realm.wild(channel))

@@ -265,15 +265,18 @@ def spread(
     normal = priority == NORMAL_PRIORITY
     plain = normal and not ephemeral
     known: dict[int, tuple[bytes, int]] = {}
+    reached = 0
+    if plain and isinstance(event, Batch) and event.last:
+        outboxes, reached = _at_once(list(outboxes), event, known)
+        if not outboxes:
+            return reached
     encoder: Encoder | None = None
     data = b""
     alone = Shared()
     roomy: OutboxRules | None = None
     flusher: Flusher | None = None
     crowd: list[Outbox] = []
-    size = reached = more = 0
-    if isinstance(event, Batch) and event.last and plain:
-        outboxes, reached = _at_once(list(outboxes), event, known)
+    size = more = 0
     try:
         for outbox in outboxes:
             if outbox.encoder is not encoder:
