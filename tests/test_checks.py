@@ -108,7 +108,7 @@ def test_the_defaults_are_fine():
         ),
         (
             '[anomaly]\nenabled = true\nadapter.use = "command"\nadapter.command = ["/nowhere"]\n',
-            "11: anomaly.adapter.command: cannot start '/nowhere' for scores: there is no such program",
+            "11: anomaly.adapter.command: cannot start '/nowhere' for scores: it is not there; change",
         ),
         (
             '[anomaly]\nenabled = true\nadapter = { use = "python", target = "nomod:f" }\n',

@@ -25,6 +25,7 @@ import select
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ from netd.errors import PrepareFailed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 DEATH = 2.0
 """Seconds that a process may take to be gone once it was killed."""
@@ -61,8 +63,8 @@ def become(identity):
 # not root may keep them, where CAP_SETPCAP is missing or the unit's filter refuses capset(2): with no new privileges,
 # nothing comes of either.
 _LAUNCHER = """
-import ctypes, resource
-libc = ctypes.CDLL(None)
+import ctypes, errno, resource
+libc = ctypes.CDLL(None, use_errno=True)
 prctl = libc.prctl
 PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, CLEAR_ALL = 23, 24, 38, 47, 4
 if prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or prctl(PR_CAP_AMBIENT, CLEAR_ALL, 0, 0, 0):
@@ -93,38 +95,46 @@ def keep_from(hidden):
     call = lambda number, *arguments: libc.syscall(ctypes.c_long(number), *arguments)
     version = call(CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(VERSION))
     if version < 1:
-        return "there is no Landlock, or it is refused"
-    of_files = 1 << 1 | 1 << 2 | (1 << 14 if version >= 3 else 0)  # to write, to read, to truncate
-    all_of_it = of_files | sum(1 << bit for bit in range(4, 14 if version >= 2 else 13))  # to make, move and remove
+        why = {
+            errno.ENOSYS: "this kernel has no Landlock",
+            errno.EOPNOTSUPP: "Landlock is off: have the kernel's command line name it in lsm=",
+            errno.EPERM: "a filter of system calls refuses Landlock: let it allow landlock_create_ruleset and its kin",
+        }
+        return why.get(ctypes.get_errno()) or os.strerror(ctypes.get_errno()).lower()
+    # to write, to read, to truncate: the latter from Linux 6.2 on, so that before, who owns a file can empty it
+    of_files = 1 << 1 | 1 << 2 | (1 << 14 if version >= 3 else 0)
+    # to make, move and remove. Without version 2 (Linux 5.19) nothing moves from one directory to another: EXDEV
+    all_of_it = of_files | sum(1 << bit for bit in range(4, 14 if version >= 2 else 13))
     rules = call(CREATE, (ctypes.c_uint64 * 1)(all_of_it), ctypes.c_size_t(8), ctypes.c_uint32(0))
     if rules < 0:
-        return "Landlock takes no rules"
+        return f"Landlock takes no rules: {os.strerror(ctypes.get_errno()).lower()}"
 
-    def allow(path):
-        # what is not hidden, nor on the way to it
-        if path in hidden or os.path.islink(path):
+    def allow(path, is_directory):
+        # what is not hidden, nor on the way to it; without stat(2), which a file system that does not answer holds up
+        if path in hidden:
             return
         try:
             if any(each.startswith(path.rstrip("/") + "/") for each in hidden):
-                for name in os.listdir(path):
-                    allow(os.path.join(path, name))
+                for entry in list(os.scandir(path)):
+                    if not entry.is_symlink():
+                        allow(entry.path, entry.is_dir(follow_symlinks=False))
                 return
-            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            fd = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
             return  # it has gone, or is out of reach anyway
-        allowed = all_of_it if os.path.isdir(path) else of_files
+        allowed = all_of_it if is_directory else of_files
         rule = allowed.to_bytes(8, sys.byteorder) + fd.to_bytes(4, sys.byteorder)
         call(ADD, ctypes.c_int(rules), ctypes.c_int(PATH_BENEATH), rule, ctypes.c_uint32(0))
         os.close(fd)
 
-    allow("/")
+    allow("/", True)
     if call(RESTRICT, ctypes.c_int(rules), ctypes.c_uint32(0)):
-        return "Landlock's rules do not hold"
+        return f"Landlock's rules do not hold: {os.strerror(ctypes.get_errno()).lower()}"
     os.close(rules)
 
 identity, hidden, directory, *command = sys.argv[1:]
 if hidden and (why := keep_from([os.path.realpath(each) for each in hidden.split(":")])):
-    print(f"netd cannot keep {hidden} from {command[0]}: {why}", file=sys.stderr)
+    print(f"netd cannot keep {command[0]} from {hidden.replace(':', ' and ')}: {why}", file=sys.stderr)
 try:
     become(identity)
     os.chdir(directory)
@@ -153,6 +163,15 @@ def no_program(path):
     if not os.access(path, os.X_OK):
         return "it may not be executed"
 
+def kept(path):
+    # the directory that it is to be kept from and this is in, where that can be
+    path = os.path.realpath(path)
+    for each in map(os.path.realpath, filter(None, hidden.split(":"))):
+        if os.path.commonpath([each, path]) == each:
+            import ctypes
+            if ctypes.CDLL(None).syscall(ctypes.c_long(444), None, ctypes.c_size_t(0), ctypes.c_uint32(1)) > 0:
+                return f"it is kept from {each}, which is the daemon's own"
+
 def no_start(program, directory):
     try:
         os.chdir(directory)
@@ -162,6 +181,8 @@ def no_start(program, directory):
             return f"it may not enter {way}"
         what = "no directory" if isinstance(error, (FileNotFoundError, NotADirectoryError)) else error.strerror.lower()
         return f"{directory!r} is {what}"
+    if reason := kept(directory):
+        return reason
     paths = [program] if "/" in program else [os.path.join(each, program) for each in os.get_exec_path()]
     reasons = [no_program(path) for path in paths]
     if None not in reasons:
@@ -172,11 +193,18 @@ def no_start(program, directory):
             first = file.readline(256)
     except OSError:
         return None  # a binary need not be read; of a script its interpreter will say it
-    words = first[2:].split() if first.startswith(b"#!") else []
-    reason = no_program(os.fsdecode(words[0])) if words else None
-    return reason and f"its interpreter is {os.fsdecode(words[0])}, and {reason}"
+    if not first.startswith(b"#!"):
+        return None
+    if reason := kept(path):
+        return reason  # a binary is not read, but executed
+    # up to a blank, as the kernel has it: binfmt_script
+    interpreter = os.fsdecode(first[2:].rstrip(b"\\n").strip(b" \\t").replace(b"\\t", b" ").split(b" ")[0])
+    reason = no_program(interpreter) if interpreter else None
+    if reason and interpreter.endswith("\\r"):
+        return "its first line ends with CR LF, and the kernel takes LF only"
+    return reason and f"its interpreter is {interpreter}, and {reason}"
 
-identity, directory, program = sys.argv[1:]
+identity, hidden, directory, program = sys.argv[1:]
 try:
     become(identity)
     print(no_start(program, directory) or "", end="")
@@ -220,28 +248,41 @@ def obstacle(
     variables: Mapping[str, str] | None = None,
     directory: str = "/",
     account: Account | None = None,
+    hidden: Sequence[str] = (),
 ) -> str | None:
     """What would keep `launch` from starting this: the program or the interpreter of a script is not there, or its
-    account may not execute it or enter the directories. None: nothing that could be known beforehand. Blocks."""
+    account may not execute it or enter the directories; or they lie in what it is kept from (`hidden`). None: nothing
+    that could be known beforehand. It is not run. Blocks, for 22 s at most."""
     identity, environment = _as_whom(account, variables)
     try:
-        ran = subprocess.run(
-            [*_PYTHON, _BECOME + _SCOUT, identity, directory, command[0]],
+        process = subprocess.Popen(
+            [*_PYTHON, _BECOME + _SCOUT, identity, ":".join(hidden), directory, command[0]],
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_SCOUTING,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env=environment,
             cwd="/",
-            check=False,
         )
-    except subprocess.TimeoutExpired:
-        return f"nothing is known of it after {_SCOUTING:g} s"
     except OSError as error:
         return (error.strerror or str(error)).lower()
-    said = (ran.stdout or ran.stderr).decode(errors="replace").strip().splitlines()
+    try:
+        told, complaint = process.communicate(timeout=_SCOUTING)
+    except subprocess.TimeoutExpired:
+        return f"nothing is known of it after {_SCOUTING:g} s, as where a file system does not answer"
+    finally:
+        if process.returncode is None:  # not `with`: it would wait for ever for what the kernel cannot kill yet
+            process.kill()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(DEATH)
+            for stream in (process.stdout, process.stderr):
+                assert stream is not None
+                stream.close()
+    # what else is on stderr is nobody's answer: ld.so(8) complains there of an LD_PRELOAD, and goes on
+    answer = told if process.returncode == 0 else told or complaint
+    said = answer.decode(errors="replace").strip().splitlines()
     if said:
         return said[-1]
-    return None if ran.returncode == 0 else how(ran.returncode)
+    return None if process.returncode == 0 else how(process.returncode)
 
 
 async def launch(
@@ -258,8 +299,10 @@ async def launch(
     """Start a program. Raises OSError where not even the launcher can be; a program that cannot is a process that ends
     with status 1 and a sentence on its stderr.
 
-    `hidden`: directories in which it may neither read nor change anything, whoever it is (landlock(7)). What is put
-    beside them later, or beside what they are in, it may not either. A kernel that cannot do that is told of on stderr.
+    `hidden`: directories in which it may neither read nor write, make nor remove anything, whoever it is (landlock(7)).
+    What is put beside them later, or beside what they are in, it may not either. It may list them and connect to
+    sockets there, and what it owns there give other permissions and, before Linux 6.2, truncate. A kernel that cannot
+    do that is told of on stderr, and the program starts all the same.
     """
     identity, environment = _as_whom(account, variables)
     return await trio.lowlevel.open_process(
@@ -284,10 +327,15 @@ def _as_whom(account: Account | None, variables: Mapping[str, str] | None) -> tu
     return identity, environment | dict(variables or {})
 
 
-def own_directories() -> list[str]:
-    """What systemd has given to the daemon alone: state and credentials (systemd.exec(5))."""
-    given = (os.environ.get(name, "") for name in ("STATE_DIRECTORY", "CREDENTIALS_DIRECTORY"))
-    return [path for each in given for path in each.split(":") if path]
+def own_directories(state: Path | None = None) -> list[str]:
+    """What systemd has given to the daemon alone: state, credentials, and where its sockets lie, which nobody else is
+    to replace (systemd.exec(5)); and `state`, where it keeps that elsewhere. Nothing for one that systemd has not
+    started."""
+    names = ("STATE_DIRECTORY", "CREDENTIALS_DIRECTORY", "RUNTIME_DIRECTORY")
+    own = [path for name in names for path in os.environ.get(name, "").split(":") if path]
+    if own and state is not None:
+        own.append(os.path.abspath(state))
+    return list(dict.fromkeys(own))
 
 
 def signal_group(pid: int, number: signal.Signals) -> None:

@@ -252,8 +252,12 @@ def load(
     sources.append(environment_source(Settings, environ, FOREIGN_VARIABLES, problems))
     directory = environ.get("CREDENTIALS_DIRECTORY")
     sources.append(credentials_source(Settings, Path(directory) if directory else None, problems))
-    if unit_state := environ.get("STATE_DIRECTORY"):  # systemd.exec(5): several are separated by colons
-        unit_values = {"state_directory": unit_state.split(":")[0]}
+    if unit_state := environ.get("STATE_DIRECTORY"):
+        # systemd.exec(5): several are separated by colons and sorted, as where a drop-in adds StateDirectory=chat; ours
+        # is that of netd.service
+        given = unit_state.split(":")
+        ours = (path for path in given if Path(path).name == "netd")
+        unit_values = {"state_directory": next(ours, given[0])}
         sources.insert(0, Source(Settings, "STATE_DIRECTORY", unit_values))
     overridden = _override_source(_state_directory(sources), override, problems)
     if overridden:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pwd
 import resource
 import signal
+import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import trio
 
+from netd.runtime import programs
 from netd.runtime.programs import account_of, how, launch, obstacle, own_directories, reap
 from tests.support.accounts import NOBODY, why_not_nobody
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from tests.support.landlock import why_no_landlock
 
 STATUS = ["/bin/cat", "/proc/self/status"]
 
@@ -80,6 +79,7 @@ async def test_what_the_daemon_has_raised_for_itself_is_not_the_programs():
     assert [int(each) for each in found.split()] == [min(1024, hard), hard]
 
 
+NEEDS_LANDLOCK = pytest.mark.skipif(why_no_landlock() is not None, reason=why_no_landlock() or "")
 KEPT_FROM = """
 import os, sys
 kept, free = sys.argv[1:]
@@ -103,7 +103,7 @@ attempt("use the rest", lambda: (open(f"{free}/file").read(), open(f"{free}/more
 """
 
 
-@pytest.mark.skipif(ctypes.CDLL(None).syscall(444, None, 0, 1) < 1, reason="this kernel has no Landlock")
+@NEEDS_LANDLOCK
 async def test_a_program_is_kept_from_directories_though_its_account_may_use_them(tmp_path):
     kept, free = tmp_path / "kept", tmp_path / "free"
     kept.mkdir()
@@ -128,13 +128,158 @@ async def test_a_program_is_kept_from_directories_though_its_account_may_use_the
     assert [path.name for path in kept.iterdir()] == ["secret"]
 
 
+AS_OF_OLD = """
+import os, sys
+kept, free = sys.argv[1:]
+def attempt(what, act):
+    try:
+        act()
+    except OSError:
+        pass
+    else:
+        print(what)
+attempt("read", lambda: open(f"{kept}/secret").read())
+attempt("write", lambda: open(f"{kept}/secret", "r+"))
+attempt("make", lambda: open(f"{kept}/new", "w"))
+attempt("remove", lambda: os.remove(f"{kept}/secret"))
+attempt("truncate", lambda: os.truncate(f"{kept}/secret", 0))
+attempt("make elsewhere", lambda: open(f"{free}/more", "w"))
+attempt("rename elsewhere", lambda: os.replace(f"{free}/more", f"{free}/other"))
+attempt("move elsewhere", lambda: os.replace(f"{free}/other", f"{free}/below/other"))
+"""
+
+
+@NEEDS_LANDLOCK
+@pytest.mark.parametrize(
+    ("version", "more"),
+    [(1, {"truncate"}), (2, {"truncate", "move elsewhere"}), (3, {"move elsewhere"})],
+    ids=["Linux 5.13", "Linux 5.19", "Linux 6.2"],
+)
+async def test_what_older_kernels_can_refuse_is_refused(tmp_path, monkeypatch, version, more):
+    if reason := why_no_landlock(version):
+        pytest.skip(reason)
+    asked = "    if version < 1:\n"
+    assert programs._LAUNCHER.count(asked) == 1
+    older = programs._LAUNCHER.replace(asked, f"    version = min(version, {version})\n{asked}")
+    monkeypatch.setattr(programs, "_LAUNCHER", older)
+    kept, free = tmp_path / "kept", tmp_path / "free"
+    kept.mkdir()
+    (free / "below").mkdir(parents=True)
+    (kept / "secret").write_text("secret")
+    process = await launch(
+        [sys.executable, "-I", "-c", AS_OF_OLD, str(kept), str(free)], hidden=[str(kept)], stderr=subprocess.STDOUT
+    )
+    assert process.stdout is not None
+    async with process.stdout:
+        said = b"".join([data async for data in process.stdout]).decode()
+    assert await process.wait() == 0, said
+    assert set(said.splitlines()) == {"make elsewhere", "rename elsewhere", *more}
+
+
+SILENT = """
+import ctypes, os, subprocess, sys, trio
+from netd.runtime.programs import launch
+silent, kept = sys.argv[1:]
+libc = ctypes.CDLL(None, use_errno=True)
+CLONE_NEWNS, MS_REC_PRIVATE, MNT_DETACH = 0x20000, 0x44000, 2
+try:
+    fuse = os.open("/dev/fuse", os.O_RDWR)  # nobody reads it, so that whoever asks that file system waits
+except OSError:
+    sys.exit(77)
+options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0".encode()
+if (libc.unshare(CLONE_NEWNS) or libc.mount(None, b"/", None, MS_REC_PRIVATE, None)
+        or libc.mount(b"silent", silent.encode(), b"fuse", 0, options)):
+    sys.exit(77)
+
+async def main():
+    process = await launch(["/bin/echo", "started"], hidden=[kept], stderr=subprocess.STDOUT)
+    with trio.move_on_after(20):
+        print((await process.stdout.receive_some()).decode(), end="")
+    process.kill()
+
+trio.run(main)
+libc.umount2(silent.encode(), MNT_DETACH)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+@NEEDS_LANDLOCK
+def test_a_file_system_that_does_not_answer_keeps_no_program_from_starting(tmp_path):
+    silent, kept = tmp_path / "silent", tmp_path / "kept"
+    silent.mkdir()
+    kept.mkdir()
+    argv = [sys.executable, "-W", "ignore", "-c", SILENT, str(silent), str(kept)]
+    ran = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if ran.returncode == 77:
+        pytest.skip("needs FUSE and a mount namespace")
+    assert (ran.returncode, ran.stdout) == (0, "started\n"), ran.stderr
+
+
 def test_what_systemd_has_given_to_the_daemon_is_its_own(monkeypatch):
-    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
-    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    for name in ("CREDENTIALS_DIRECTORY", "STATE_DIRECTORY", "RUNTIME_DIRECTORY"):
+        monkeypatch.delenv(name, raising=False)
     assert own_directories() == []
+    assert own_directories(Path("/var/lib/netd")) == []  # by hand, programs may do what you may
     monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/netd:/var/lib/more")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/credentials/netd.service")
-    assert own_directories() == ["/var/lib/netd", "/var/lib/more", "/run/credentials/netd.service"]
+    monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/netd")
+    own = ["/var/lib/netd", "/var/lib/more", "/run/credentials/netd.service", "/run/netd"]
+    assert own_directories() == own
+    assert own_directories(Path("/var/lib/netd")) == own
+    assert own_directories(Path("/srv/netd")) == [*own, "/srv/netd"]  # as a setting says
+
+
+@NEEDS_LANDLOCK
+async def test_a_program_may_connect_where_it_may_replace_nothing(tmp_path):
+    code = """
+import os, socket, sys
+path = sys.argv[1]
+socket.socket(socket.AF_UNIX).connect(path)
+for attempt in (lambda: os.remove(path), lambda: os.rename(path, path + "2"),
+                lambda: socket.socket(socket.AF_UNIX).bind(path + "3")):
+    try:
+        attempt()
+    except PermissionError:
+        print("refused")
+"""
+    path = tmp_path / "daemon.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        process = await launch(
+            [sys.executable, "-I", "-c", code, str(path)], hidden=[str(tmp_path)], stderr=subprocess.STDOUT
+        )
+        assert process.stdout is not None
+        async with process.stdout:
+            said = b"".join([data async for data in process.stdout]).decode()
+        await process.wait()
+    assert said == 3 * "refused\n"
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("number", "why"),
+    [
+        ("ENOSYS", "this kernel has no Landlock"),
+        ("EOPNOTSUPP", "Landlock is off: have the kernel's command line name it in lsm="),
+        ("EPERM", "a filter of system calls refuses Landlock"),
+        ("EIO", "input/output error"),
+    ],
+)
+async def test_where_landlock_is_not_to_be_had_the_program_starts_and_says_so(monkeypatch, number, why):
+    # as that kernel would have it: the first call for rules fails
+    fails = f"def call(*_): ctypes.set_errno(errno.{number}); return -1"
+    real = "call = lambda number, *arguments: libc.syscall(ctypes.c_long(number), *arguments)"
+    assert real in programs._LAUNCHER
+    monkeypatch.setattr(programs, "_LAUNCHER", programs._LAUNCHER.replace(real, fails))
+    process = await launch(["/bin/echo", "started"], hidden=["/one", "/two"], stderr=subprocess.STDOUT)
+    assert process.stdout is not None
+    async with process.stdout:
+        said = b"".join([data async for data in process.stdout]).decode()
+    assert await process.wait() == 0
+    complaint, started = said.splitlines()
+    assert complaint.startswith(f"netd cannot keep /bin/echo from /one and /two: {why}")
+    assert started == "started"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may have itself spared where memory is short")
@@ -197,6 +342,7 @@ def test_nothing_is_in_the_way_of_a_program_that_starts(tmp_path):
     assert obstacle(["./run"], **here) is None  # relative to where it is started
     assert obstacle(["run"], variables={"PATH": str(tmp_path)}) is None  # and the PATH that it is given counts
     assert obstacle([str(script(tmp_path / "by-env", "#! /usr/bin/env sh"))]) is None
+    assert obstacle(["/bin/sh"], variables={"LD_PRELOAD": "/nowhere.so"}) is None  # the loader complains, and goes on
 
 
 def test_what_is_in_the_way_is_said(tmp_path):
@@ -211,8 +357,49 @@ def test_what_is_in_the_way_is_said(tmp_path):
     assert obstacle(["/bin/sh"], directory=str(file)) == f"{str(file)!r} is no directory"
     gone = script(tmp_path / "gone", "#!/nowhere/python3 -u")
     assert obstacle([str(gone)]) == "its interpreter is /nowhere/python3, and it is not there"
+    from_elsewhere = script(tmp_path / "from-elsewhere", "#!/bin/sh\r")
+    assert obstacle([str(from_elsewhere)]) == "its first line ends with CR LF, and the kernel takes LF only"
+    assert obstacle([str(script(tmp_path / "with-option", "#!/bin/sh -e\r"))]) is None  # that is the shell's to refuse
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     assert obstacle([str(tmp_path / "loop")]) == "it is not there"
+
+
+@NEEDS_LANDLOCK
+def test_what_it_is_kept_from_is_in_its_way(tmp_path):
+    kept = tmp_path / "kept"
+    (kept / "below").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(kept / "below")
+    hidden = ["/nowhere/at/all", str(kept)]
+    why = f"it is kept from {kept}, which is the daemon's own"
+    assert obstacle(["/bin/sh"], hidden=hidden) is None
+    assert obstacle(["/bin/sh"], directory=str(tmp_path), hidden=hidden) is None
+    assert obstacle(["/bin/sh"], directory=str(kept), hidden=hidden) == why
+    assert obstacle(["/bin/sh"], directory=str(tmp_path / "link"), hidden=hidden) == why
+    assert obstacle([str(script(kept / "run"))], hidden=hidden) == why
+    assert obstacle([str(script(tmp_path / "kept-not"))], hidden=hidden) is None
+
+
+def test_what_cannot_even_be_killed_is_not_waited_for(monkeypatch):
+    # as where it hangs in a system call on a disk that does not answer
+    started = []
+
+    class Unkillable(subprocess.Popen):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            started.append(self)
+
+        def kill(self):
+            pass
+
+    monkeypatch.setattr(programs, "_SCOUT", "import time; time.sleep(1000)")
+    monkeypatch.setattr(programs, "_SCOUTING", 0.1)
+    monkeypatch.setattr(programs, "DEATH", 0.1)
+    monkeypatch.setattr(subprocess, "Popen", Unkillable)
+    assert "nothing is known of it after 0.1 s" in (obstacle(["/bin/sh"]) or "")
+    [process] = started
+    assert process.poll() is None
+    super(Unkillable, process).kill()
+    process.wait()
 
 
 @pytest.mark.skipif(why_not_nobody() is not None, reason=why_not_nobody() or "")

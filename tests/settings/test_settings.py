@@ -161,6 +161,7 @@ def test_relative_paths_start_where_netd_does(host, monkeypatch):
     [
         ({}, "/var/lib/netd"),
         ({"STATE_DIRECTORY": "/unit/a:/unit/b"}, "/unit/a"),
+        ({"STATE_DIRECTORY": "/unit/chat:/unit/netd:/unit/others"}, "/unit/netd"),  # as systemd sorts a drop-in's
         ({"STATE_DIRECTORY": "/unit/a", "NETD_STATE_DIRECTORY": "/mine"}, "/mine"),
     ],
 )

@@ -316,12 +316,27 @@ def test_it_cannot_change_the_daemon_nor_what_the_daemon_may(commanded):
     # though it has the daemon's account: a file there would be the daemon's setting after the next reload
     assert found["a file in the daemon's state"] == "EACCES"
     assert found["the daemon's credentials"] == "EACCES"
+    # else it could put another control socket in the place of the daemon's
+    assert found["write to /run/netd"] == "EACCES"
+    assert found["the workers' socket"] == "allowed"
     assert found["write to /tmp"] == "allowed"
     assert found["a raw socket"] == "EPERM"
     assert found["a packet socket"] == "EPERM"
     assert found["write to /etc"] == "EROFS"
     assert found["become root"] == "EPERM"
     assert {unit["name"]: unit["state"] for unit in commanded.netctl("services")["services"]}["trace"] == "running"
+
+
+def test_a_place_that_programs_are_kept_from_is_told_when_one_is_to_start_there(prepared):
+    prepared.sh("install -d -o netd /var/lib/netd/app")
+    try:
+        prepared.write(DROP_IN, '[worker]\ncommand = ["/bin/sh"]\ndirectory = "/var/lib/netd/app"\n')
+        refused = prepared.run("systemctl", "reload", "netd", check=False)
+        assert refused.returncode != 0
+        assert "it is kept from /var/lib/netd, which is the daemon's own" in prepared.journal("netd")
+    finally:
+        prepared.run("rm", DROP_IN)
+    prepared.run("systemctl", "reload", "netd")
 
 
 def test_one_of_the_daemons_own_that_dies_is_replaced_and_its_sessions_stay(commanded):

@@ -25,11 +25,13 @@ import structlog
 import trio
 
 from netd.errors import PrepareFailed, ProtocolError
+from netd.runtime.programs import obstacle, own_directories
 from netd.services.anomaly.program import Ended, Program, how
 from netd.services.anomaly.protocol import Given, answer, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from netd.services.anomaly.config import AdapterConfig
 
@@ -66,14 +68,14 @@ class Adapter(Protocol):
         """The answer to a question (protocol.question). Raises AdapterFailed."""
 
 
-def prepare(config: AdapterConfig) -> Adapter | None:
+def prepare(config: AdapterConfig, state: Path | None = None) -> Adapter | None:
     """The adapter that the configuration names, None for the built-in scores. Imports the user's module: may block.
 
-    Raises PrepareFailed for what cannot work at all.
+    `state` is where the daemon keeps its own. Raises PrepareFailed for what cannot work at all.
     """
     match config.use:
         case "command":
-            return CommandAdapter(config)
+            return CommandAdapter(config, state)
         case "http":
             return HttpAdapter(config)
         case "python":
@@ -88,13 +90,16 @@ def prepare(config: AdapterConfig) -> Adapter | None:
 class CommandAdapter:
     """A program that reads questions from stdin and writes answers to stdout, a line each."""
 
-    def __init__(self, config: AdapterConfig) -> None:
+    def __init__(self, config: AdapterConfig, state: Path | None = None) -> None:
         self.config = config
         name, *arguments = config.command or [""]
-        found = shutil.which(name)
-        if found is None:
-            raise PrepareFailed("anomaly", f"cannot start {name!r} for scores: there is no such program")
-        self._command = [os.path.abspath(found), *arguments]
+        found = shutil.which(name) or name
+        program = os.path.abspath(found) if "/" in found else found  # it is started in another directory than ours
+        self._hidden = own_directories(state)
+        if why_not := obstacle([program], hidden=self._hidden):
+            why = f"{why_not}; change anomaly.adapter.command, or let the daemon use it"
+            raise PrepareFailed("anomaly", f"cannot start {name!r} for scores: {why}")
+        self._command = [program, *arguments]
         self._nursery: trio.Nursery | None = None
         self._program: Program | None = None
         self._delay = FIRST_DELAY
@@ -148,7 +153,7 @@ class CommandAdapter:
         self._next_start = now + self._delay
         self._delay = min(self._delay * 2, LONGEST_DELAY)
         self.starts += 1
-        self._program = await Program.start(self._command, self._nursery)
+        self._program = await Program.start(self._command, self._nursery, hidden=self._hidden)
         log.info("adapter started", command=self._command[0], pid=self._program.pid)
         return self._program
 

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import signal
 import subprocess
+from typing import TYPE_CHECKING
 
 import structlog
 import trio
 
 from netd.errors import ProtocolError
 from netd.runtime.programs import DEATH, how, launch, signal_group
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 log = structlog.get_logger("netd.anomaly")
 
@@ -40,8 +44,9 @@ class Program:
         """It is up: from now on it has the plain timeout."""
 
     @classmethod
-    async def start(cls, command: list[str], nursery: trio.Nursery) -> Program:
-        process = await launch(command, stdin=subprocess.PIPE)
+    async def start(cls, command: list[str], nursery: trio.Nursery, *, hidden: Sequence[str] = ()) -> Program:
+        """`hidden`: as `launch` has it."""
+        process = await launch(command, stdin=subprocess.PIPE, hidden=hidden)
         program = cls(process)
         nursery.start_soon(program._listen)
         return program

@@ -114,7 +114,7 @@ class PreparedAnomaly:
 
 async def prepare(config: AnomalyConfig, context: Context) -> PreparedAnomaly:
     """Find the adapter. Raises PrepareFailed."""
-    return PreparedAnomaly(await trio.to_thread.run_sync(adapters.prepare, config.adapter))
+    return PreparedAnomaly(await trio.to_thread.run_sync(adapters.prepare, config.adapter, context.state_directory))
 
 
 class AnomalyService:

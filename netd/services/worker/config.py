@@ -82,9 +82,11 @@ class WorkerConfig(Section):
     user: Account | None = replace(None)
     """The account that they run as, where the daemon is root and could change it (and then there has to be one). None:
     the daemon's own. As a service, the daemon then gives that account no access to the control socket, unless
-    control.users or control.content_users names it, and keeps its workers from its state and its credentials, where the
-    kernel has Landlock (Debian's has); what is put beside those directories later they see once they are started again.
-    Code that is not to be trusted runs better as netd-worker@.service. By hand, its workers may do what you may."""
+    control.users or control.content_users names it, and keeps its workers from its state, its credentials and /run/netd
+    (they may connect there), where the kernel has Landlock (Debian's has). What a drop-in adds by StateDirectory= or
+    RuntimeDirectory= counts as the daemon's too: CacheDirectory= is for what a program keeps. What is put beside those
+    directories later they see once they are started again. Code that is not to be trusted runs better as
+    netd-worker@.service. By hand, its workers may do what you may."""
     directory: Path = replace(Path("/"))
     """Their working directory."""
     environment: Annotated[dict[str, str], AfterValidator(_environment)] = replace(default_factory=dict, max_length=64)

@@ -142,7 +142,7 @@ class Programs:
                 variables={**config.environment, "NETD_WORKER_SOCKET": str(config.socket)},
                 directory=str(config.directory),
                 account=self._account,
-                hidden=own_directories(),
+                hidden=own_directories(self._context.state_directory),
             )
         except OSError as error:
             return f"cannot be started: {(error.strerror or str(error)).lower()}"

@@ -32,7 +32,7 @@ import trio
 from netd.errors import NotFound, PrepareFailed
 from netd.hub.seams import Echo
 from netd.net.http import ends_of
-from netd.runtime.programs import account_of, obstacle
+from netd.runtime.programs import account_of, obstacle, own_directories
 from netd.runtime.service import ServiceType, refusals
 from netd.section import Listen
 from netd.services.worker.config import WorkerConfig
@@ -47,6 +47,7 @@ from netd.wire.workers import Goodbye
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from netd.errors import ApplicationError, ConfigProblem
     from netd.hub.hub import Hub
@@ -155,7 +156,7 @@ class PreparedWorker:
 
 async def prepare(config: WorkerConfig, context: Context) -> PreparedWorker:
     """Listen, and find what is to be started. Raises PrepareFailed."""
-    account = await trio.to_thread.run_sync(runnable, config)
+    account = await trio.to_thread.run_sync(runnable, config, context.state_directory)
     if config.socket is None:
         return PreparedWorker(None, account)
     listen = Listen(address=f"unix:{config.socket}")
@@ -163,8 +164,9 @@ async def prepare(config: WorkerConfig, context: Context) -> PreparedWorker:
     return PreparedWorker(listener, account)
 
 
-def runnable(config: WorkerConfig) -> Account | None:
-    """Whom the daemon's own workers run as; None: its own account. Blocks. Raises PrepareFailed."""
+def runnable(config: WorkerConfig, state: Path | None = None) -> Account | None:
+    """Whom the daemon's own workers run as; None: its own account. `state`: where it keeps its own. Blocks. Raises
+    PrepareFailed."""
     if not config.command:
         return None
     program = config.command[0]
@@ -177,7 +179,8 @@ def runnable(config: WorkerConfig) -> Account | None:
         why = "set worker.user, or ask as the account that the daemon runs as"
         raise PrepareFailed("worker", f"cannot start a worker as root, who may control the daemon: {why}")
     variables, directory = config.environment, str(config.directory)
-    why_not = obstacle(config.command, variables=variables, directory=directory, account=account)
+    hidden = own_directories(state)
+    why_not = obstacle(config.command, variables=variables, directory=directory, account=account, hidden=hidden)
     if why_not is not None:
         whom = "" if account is None else f" as {account.name!r} (worker.user)"
         raise PrepareFailed(

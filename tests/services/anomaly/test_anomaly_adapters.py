@@ -20,6 +20,7 @@ from netd.services.anomaly import adapters, program, protocol
 from netd.services.anomaly.adapters import AdapterFailed
 from netd.services.anomaly.config import AdapterConfig
 from tests.support.http import SocketListener, front_door, say
+from tests.support.landlock import why_no_landlock
 
 PATIENCE = 20.0
 
@@ -226,7 +227,7 @@ async def test_a_program_that_never_reads_is_ended_in_time(monkeypatch):
 async def test_a_program_that_fails_is_started_again_after_a_while_and_each_time_later(monkeypatch):
     starts = []
 
-    async def start(command, nursery):
+    async def start(command, nursery, *, hidden):
         starts.append(trio.current_time())
         raise FileNotFoundError(2, "No such file or directory")
 
@@ -292,8 +293,32 @@ async def test_a_question_that_is_cancelled_ends_the_program():
 
 
 def test_a_program_that_is_not_there_is_refused_when_it_is_configured():
-    with pytest.raises(PrepareFailed, match="no such program"):
+    with pytest.raises(PrepareFailed, match=r"it is not there; change anomaly\.adapter\.command"):
         adapters.prepare(AdapterConfig(use="command", command=["/nonexistent/program"]))
+
+
+def test_so_is_one_that_could_not_be_started(tmp_path):
+    script = tmp_path / "script"
+    script.write_text("#!/nowhere/python3\n")
+    with pytest.raises(PrepareFailed, match="it may not be executed"):
+        adapters.prepare(AdapterConfig(use="command", command=[str(script)]))
+    script.chmod(0o755)
+    with pytest.raises(PrepareFailed, match="its interpreter is /nowhere/python3, and it is not there"):
+        adapters.prepare(AdapterConfig(use="command", command=[str(script)]))
+
+
+@pytest.mark.skipif(why_no_landlock() is not None, reason=why_no_landlock() or "")
+async def test_a_program_is_kept_from_the_daemons_state(tmp_path, monkeypatch):
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
+    (tmp_path / "secret").write_text("secret")
+    body = f"""
+try:
+    open({str(tmp_path / "secret")!r}).read()
+except PermissionError:
+    {ALWAYS.strip().replace(chr(10), chr(10) + "    ")}
+"""
+    async with running(command(body)) as adapter:
+        assert await adapter.score(question()) is not None
 
 
 # --- a URL ------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import trio
 import trio.testing
 from fastapi import Depends, FastAPI
 
+from netd.errors import PrepareFailed
 from netd.net.rest import Access, Caller, known_query, render_errors, set_caller
 from netd.runtime.bus import Bus
 from netd.runtime.health import Health
@@ -260,9 +261,13 @@ async def test_a_slow_adapter_holds_no_sample_up_and_is_asked_one_question_at_a_
 async def test_prepare_refuses_what_cannot_work_and_the_type_is_anomaly():
     kind = service_type(Hub())
     assert (kind.name, kind.config) == ("anomaly", AnomalyConfig)
-    prepared = await prepare(AnomalyConfig(), None)
-    assert prepared.adapter is None
-    prepared.close()
+    async with serving() as house:
+        prepared = await prepare(AnomalyConfig(), house.context)
+        assert prepared.adapter is None
+        prepared.close()
+        absent = AnomalyConfig(adapter={"use": "command", "command": ["/nowhere/program"]})
+        with pytest.raises(PrepareFailed, match="cannot start '/nowhere/program' for scores: it is not there"):
+            await prepare(absent, house.context)
 
 
 # --- REST -------------------------------------------------------------------------------------------------------------
