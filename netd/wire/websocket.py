@@ -243,6 +243,14 @@ class Decoder:
         try:
             at = 0
             message = self._message
+            if (
+                message is None
+                and self._mask
+                and 6 <= len(data) <= _LONG
+                and data[0] in _SIMPLE
+                and self._one(data, events)
+            ):
+                return events
             if message is not None and message.left:
                 at = min(message.left, len(data))
                 message.take(data[:at])
@@ -259,6 +267,32 @@ class Decoder:
             self._message = None
         return events
 
+    def _one(self, data: bytes, events: list[Event]) -> bool:
+        """Take a read that is one whole frame, as most are of who is not in a hurry. False: it is not one, or one to be
+        looked at more closely."""
+        first, size, body, limits = data[0], data[1] ^ _MASKED, 6, self.limits
+        if size == 126 and first != _CLOSING:
+            (size,), body = _length16(data, 2), 8
+            if size < 126:
+                return False
+        elif size > 125:
+            return False
+        if body + size != len(data) or size > limits.max_message or limits.max_frame is not None:
+            return False
+        payload = data[body:]
+        if size:
+            whole = _int(data[body - 4 :])
+            bits, copies, over = _spread(size)
+            payload = (whole ^ (whole >> bits) * copies >> over).to_bytes(size)
+        if first == _BINARIES:
+            events.append(Messages(False, [payload]))
+        elif first == _TEXTS:
+            _check_text(payload)
+            events.append(Messages(True, [payload]))
+        else:
+            self._control(CLOSE, payload, events)
+        return True
+
     def _split(self, data: bytes, at: int, events: list[Event]) -> int:
         """Take all frames from `at` on. Returns where something begins that has to wait for more bytes."""
         end = len(data)
@@ -267,26 +301,6 @@ class Decoder:
         limits = self.limits
         most = limits.max_message if limits.max_frame is None else min(limits.max_frame, limits.max_message)
         inside = self._message is not None
-        if masked and not inside and 6 <= end - at <= _LONG and (first := data[at]) in _SIMPLE:
-            # who does not speak in a hurry is read one whole frame at a time; the loop takes anything
-            size, body, least = data[at + 1] ^ masked, at + 6, 0
-            if size == 126 and first != _CLOSING:
-                (size,), body, least = _length16(data, at + 2), at + 8, 126
-            elif size > 125:
-                least = size + 1
-            if body + size == end and least <= size <= most:
-                payload = data[body:]
-                if size:
-                    whole = _int(data[body - 4 :])
-                    bits, copies, over = _spread(size)
-                    payload = (whole ^ (whole >> bits) * copies >> over).to_bytes(size)
-                if first == _CLOSING:
-                    self._control(CLOSE, payload, events)
-                    return end
-                if first == _TEXTS:
-                    _check_text(payload)
-                events.append(Messages(first == _TEXTS, [payload]))
-                return end
         kind = before = -1
         payloads: list[bytes] = []
         tries = _TRIES
@@ -479,6 +493,8 @@ def frames(opcode: int, payloads: Sequence[bytes]) -> bytes:
     if not payloads:
         return b""
     first = _FINAL | opcode
+    if len(payloads) == 1:
+        return _head(first, len(payloads[0]), 0) + payloads[0]
     sizes = list(map(len, payloads))
     if sizes.count(sizes[0]) == len(sizes):
         # join puts the header between all of them; the empty one makes it stand in front of the first as well
