@@ -122,6 +122,9 @@ class Tail:
     def mark_crowd(self, outboxes: list[Outbox], alone: Shared) -> None:
         self._news.set()
 
+    def settle(self) -> None:
+        """Nothing is ever owed."""
+
     def send_at_once(self, outboxes: list[Outbox], data: bytes, messages: int) -> list[Outbox]:
         return outboxes
 

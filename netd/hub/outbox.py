@@ -100,8 +100,12 @@ class Flusher(Protocol):
 
     def send_at_once(self, outboxes: list[Outbox], data: bytes, messages: int) -> list[Outbox]:
         """Nothing else is about to be said: a chunk of so many messages may go out now, to those of these that have
-        the encoder and the rules of the first, hold nothing, and are not slow. Returns the others.
+        the encoder and the rules of the first, hold nothing, and are not slow. Returns the others. The list is the
+        flusher's from here on. What has gone need not be counted (`left`) before `settle`.
         """
+
+    def settle(self) -> None:
+        """Count what was sent at once, if that is still to be done."""
 
 
 class OutboxOwner(Protocol):
@@ -180,6 +184,7 @@ class Outbox:
     @property
     def messages(self) -> int:
         """Messages that were taken in since the beginning."""
+        self.flusher.settle()
         waiting = len(self.chunks) if self.chunks is not None else 0
         if self._lanes is not None:
             waiting += sum(map(len, self._lanes.values()))

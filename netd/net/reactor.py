@@ -20,6 +20,7 @@ Rules:
 - what goes wrong with one stream ends that one; the reactor's guard logs it;
 - EPOLLERR with SO_ERROR 0 means that the error queue has something: it is taken off at once, or epoll would report it
   for ever, and kept for the carrier if a trace is looping packets (SO_TIMESTAMPING is set);
+- what a crowd was sent at once is counted later, for all of it: when somebody asks, or one of them goes (`settle`);
 - it outlives the generations of services; cancelled, it closes what is left.
 
 Waiting in Trio costs some 15 us on the way of every message. Where the last waits were shorter than that is worth
@@ -41,7 +42,7 @@ from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
 import trio
@@ -94,6 +95,8 @@ _LINGER: Final = 1.0
 """Seconds a peer has for its FIN after ours."""
 _SOON: Final = 0.001
 """Seconds that nobody waits for once more."""
+_OWED: Final = 16
+"""Crowds whose counters may wait."""
 _QUEUED: Final = 64
 """Packets taken off an error queue in one round."""
 _AGAIN: Final = 1.0
@@ -147,6 +150,9 @@ class Reactor:
         """What epoll has said and there was no time for. By descriptor: a stream may be gone when its turn comes."""
         self._dirty: list[Outgoing] = []
         self._crowds: list[tuple[Sequence[OutgoingOfCrowd], list[bytes]]] = []
+        self._owed: dict[Any, list[Any]] = {}
+        """What was sent at once and is not counted yet: to whom, and how many bytes and messages to each; by the first
+        of them."""
         self._unflushed: list[Outgoing] = []
         """Marked, and there was no time to flush them. They go before anything more is read."""
         self._fresh: list[Stream] = []
@@ -366,7 +372,7 @@ class Reactor:
                                 sent = stream.socket.send(data)
                             except BlockingIOError:
                                 sent = 0
-                            stream.bytes_out += sent
+                            stream.sent += sent
                             if sent == size:  # all that waited
                                 if size < _SMALL:
                                     small += 1
@@ -423,7 +429,7 @@ class Reactor:
                 except OSError as error:
                     self.bury(stream, _why(error))
                     continue
-                stream.bytes_out += sent
+                stream.sent += sent
                 if sent != size:
                     self._keep(stream, [memoryview(data)[sent:] if sent else data])
         return since
@@ -549,7 +555,6 @@ class Reactor:
                 ):
                     others.append(outbox)
                     continue
-                outbox.left += messages
                 try:
                     sent = stream.socket.send(data)
                 except BlockingIOError:
@@ -557,11 +562,39 @@ class Reactor:
                 except OSError as error:
                     self.bury(stream, _why(error))
                     continue
-                stream.bytes_out += sent
                 if sent != size:
+                    stream.sent -= size - sent
                     self._keep(stream, [memoryview(data)[sent:] if sent else data])
+        for outbox in others:
+            outbox.left -= messages
+            if outbox.stream is not None:
+                outbox.stream.sent -= size
+        self._owe(outboxes, size, messages)
         self._apart = monotonic() - begun
         return others
+
+    def _owe(self, outboxes: list[OutgoingOfCrowdT], size: int, messages: int) -> None:
+        """Count a send to all of these later: two counters of each are as much as everything else that is done for it
+        besides the send."""
+        owed = self._owed.get(outboxes[0])
+        if owed is not None and owed[0] == outboxes:
+            owed[1] += size
+            owed[2] += messages
+            return
+        if owed is not None or len(self._owed) >= _OWED:
+            self.settle()
+        self._owed[outboxes[0]] = [outboxes, size, messages]
+
+    def settle(self) -> None:
+        """Count what was sent at once, now that somebody asks, or one of them goes."""
+        if not self._owed:
+            return
+        owed, self._owed = self._owed, {}
+        for outboxes, size, messages in owed.values():
+            for outbox in outboxes:
+                outbox.left += messages
+                if outbox.stream is not None:
+                    outbox.stream.sent += size
 
     def _wake(self) -> None:
         self._parked = False
@@ -620,7 +653,7 @@ class Reactor:
             stream.rare.received = b""  # or it would stand before the peer's FIN for ever
         try:
             sent = sock.send(last, socket.MSG_MORE)  # until the shutdown sends it, and the FIN with it
-            stream.bytes_out += sent
+            stream.sent += sent
             if sent == len(last):
                 sock.shutdown(socket.SHUT_WR)
         except BlockingIOError:
@@ -647,6 +680,8 @@ class Reactor:
         """It is gone: the socket is closed and the endpoint told at the end of the batch."""
         if stream.state == GONE:
             return
+        if self._owed:
+            self.settle()
         if stream.paused:
             stream.paused = False
             self.paused -= 1
@@ -679,6 +714,7 @@ class Reactor:
     def release(self, stream: Stream) -> socket.socket:
         """Give an open stream's socket back: nothing is read from it or written to it here any more, and its endpoint
         hears nothing more. What its outbox holds stays there."""
+        self.settle()
         if stream.paused:
             self.paused -= 1
         if self._epoll is not None and stream.events >= 0:
@@ -897,7 +933,7 @@ class Reactor:
                 sent = stream.socket.sendmsg(chunks)
         except BlockingIOError:
             sent = 0
-        stream.bytes_out += sent
+        stream.sent += sent
         if sent != total:
             self._keep(stream, _after(chunks, sent))
         elif stream.rest is not None:

@@ -155,7 +155,6 @@ class Stream:
 
     __slots__ = (
         "bytes_in",
-        "bytes_out",
         "endpoint",
         "events",
         "opened",
@@ -166,6 +165,7 @@ class Stream:
         "reactor",
         "read",
         "rest",
+        "sent",
         "slow",
         "socket",
         "state",
@@ -188,8 +188,8 @@ class Stream:
         self.tls = tls
         self.bytes_in = 0
         """Bytes read from the socket since the stream came here (under TLS: of records)."""
-        self.bytes_out = 0
-        """Bytes that the kernel has taken."""
+        self.sent = 0
+        """`bytes_out`, but for what the reactor has yet to count."""
         self.opened = opened
         """Monotonic time."""
         # --- the reactor's ---
@@ -220,6 +220,12 @@ class Stream:
             self.reactor.feed_later(self)
         if outbox.size:
             self.reactor.mark(outbox)
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes that the kernel has taken."""
+        self.reactor.settle()
+        return self.sent
 
     @property
     def closed(self) -> bool:

@@ -53,6 +53,9 @@ class Ready(Room):
         super().__init__(*arguments)
         self.sent: dict[Outbox, bytes] = {}
 
+    def settle(self) -> None:
+        """Nothing is ever owed."""
+
     def send_at_once(self, outboxes: list[Outbox], data: bytes, messages: int) -> list[Outbox]:
         first, others = outboxes[0], []
         for outbox in outboxes:

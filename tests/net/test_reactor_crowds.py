@@ -37,11 +37,15 @@ class Publisher(End):
         self.others: list[list[Outbox]] = []
         self._to = to
         self._times = times
+        self.first: list[tuple[Outbox, bytes]] = []
+        """What is said to some before that."""
 
     def receive(self, data: bytes) -> None:
         super().receive(data)
+        for outbox, other in self.first:
+            outbox.push(other)
         for _ in range(self._times):
-            self.others.append(self.outbox.reactor.send_at_once(self._to, data, 3))
+            self.others.append(self.outbox.reactor.send_at_once(list(self._to), data, 3))
 
 
 def members(reactor: Reactor, count: int, **how) -> list[tuple[trio.socket.SocketType, Member]]:
@@ -261,3 +265,72 @@ async def test_what_is_sent_at_once_leaves_other_tasks_their_turn(monkeypatch: p
         assert others == [each.outbox for _, each in made][-len(others) :]
         for peer in (author, *(peer for peer, _ in made)):
             peer.close()
+
+
+@pytest.mark.parametrize("looks", [1, 5, 100], ids=["asked every time", "asked at times", "asked at the end"])
+async def test_what_went_at_once_is_counted_by_the_time_somebody_asks(looks: int) -> None:
+    """Also of who has no room, who goes, and where the crowd is another one every time."""
+    async with running() as reactor:
+        made = members(reactor, 24, unix=True, buffers=4096)
+        ends = [end for _, end in made]
+        speaking = Publisher(reactor, [])
+        peer, _ = connect(reactor, end=speaking)
+        said, sent = dict.fromkeys(ends, 0), dict.fromkeys(ends, 0)
+        heard = [bytearray() for _ in made]
+
+        async def read() -> None:
+            for (sock, end), data in zip(made, heard, strict=True):
+                while not end.stream.closed and len(data) < end.stream.bytes_out:
+                    data += await sock.recv(65536)
+
+        for turn in range(100):
+            crowd = ends[turn % 20 :] if turn % 7 else ends[:20]
+            if turn == 50:
+                gone = ends[3].stream
+                gone.abort("kicked")
+                assert gone.bytes_out == sent[ends[3]]
+            if turn > 90:  # it holds something when the rest is sent
+                speaking.first = [(ends[5].outbox, b"in its way")]
+                said[ends[5]] += 1
+            speaking._to[:] = [end.outbox for end in crowd]
+            before = speaking.feeds
+            await peer.send(b"." * 50)
+            await until(lambda before=before: speaking.feeds > before)
+            left_out = {id(box) for box in speaking.others[-1]}
+            for end in crowd:
+                if id(end.outbox) not in left_out:
+                    said[end] += 3
+                    sent[end] += 50
+            if not turn % looks:
+                assert {end: end.outbox.messages for end in ends} == said
+                await read()
+        assert {end: end.outbox.messages for end in ends} == said
+        await read()
+        for end, data in zip(ends, heard, strict=True):
+            if not end.stream.gone:
+                assert len(data) == end.stream.bytes_out >= sent[end]
+        assert len(heard[5]) == sent[ends[5]] + 9 * len(b"in its way")
+        assert len(reactor._owed) <= 16
+        for sock, _ in made:
+            sock.close()
+        peer.close()
+
+
+async def test_of_what_a_full_socket_took_in_part_that_part_is_counted() -> None:
+    async with running() as reactor:
+        [(slow, end), (quick, other)] = members(reactor, 2, unix=True, buffers=4096)
+        speaking = Publisher(reactor, [end.outbox, other.outbox])
+        peer, _ = connect(reactor, end=speaking, unix=True)
+        for turn in range(1, 1000):
+            await peer.send(b"x" * 3000)
+            await until(lambda turn=turn: len(speaking.others) == turn)
+            sent = turn * 3000
+            if speaking.others[-1]:
+                break
+            assert await exactly(quick, 3000) == b"x" * 3000
+        assert end.stream.unsent + end.stream.bytes_out == sent - 3000, "it was left out the last time"
+        assert end.outbox.messages == sent // 1000 - 3
+        assert other.stream.bytes_out == sent
+        assert other.outbox.messages == sent // 1000
+        for sock in (slow, quick, peer):
+            sock.close()

@@ -369,7 +369,7 @@ class Gateway(Exchange[Connection, Door]):
             sent = stream.socket.send(head)
         except OSError:  # gone, or full after all: then it waits
             sent = 0
-        stream.bytes_out += sent
+        stream.sent += sent
         if sent < len(head):
             connection.outbox.push(head[sent:], 0)
             connection.outbox.left -= 1  # which is no message

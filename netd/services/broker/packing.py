@@ -117,5 +117,8 @@ class Singly:
         for outbox in outboxes:
             self._flusher.mark(outbox)
 
+    def settle(self) -> None:
+        self._flusher.settle()
+
     def send_at_once(self, outboxes: list[Outbox], data: bytes, messages: int) -> list[Outbox]:
         return outboxes

@@ -30,6 +30,9 @@ class Nobody:
     def mark(self, outbox: Outbox) -> None: ...
     def mark_crowd(self, outboxes: list[Outbox], alone: list[bytes]) -> None: ...
 
+    def settle(self) -> None:
+        """Nothing is ever owed."""
+
     def send_at_once(self, outboxes: Any, data: bytes, messages: int) -> Any:
         return outboxes
 
