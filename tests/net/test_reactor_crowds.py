@@ -334,3 +334,26 @@ async def test_of_what_a_full_socket_took_in_part_that_part_is_counted() -> None
         assert other.outbox.messages == sent // 1000
         for sock in (slow, quick, peer):
             sock.close()
+
+
+async def test_who_is_another_flushers_is_counted_by_that_one_alone() -> None:
+    """A reader of the control API, say: nobody here knows when it is asked for its counters."""
+
+    class Other:
+        def settle(self) -> None:
+            """Nothing is ever owed."""
+
+    async with running() as reactor:
+        [(member, end)] = members(reactor, 1)
+        reader = Member(reactor)
+        reader.outbox.flusher = Other()
+        speaking = Publisher(reactor, [end.outbox, reader.outbox])
+        peer, _ = connect(reactor, end=speaking)
+        await peer.send(MESSAGE)
+        assert await exactly(member, len(MESSAGE)) == MESSAGE
+        assert speaking.others == [[reader.outbox]]
+        assert reader.outbox.messages == 0
+        assert end.outbox.messages == 3
+        assert reader.outbox.messages == 0
+        for sock in (member, peer):
+            sock.close()
