@@ -148,39 +148,28 @@ class Gateway(Exchange[Connection, Door]):
         `address` is the client's as people write it, `deflate` what compression was agreed on. None: it could not be
         had; it was told so as far as possible, and is closed.
         """
-        tls = None
+        head, arrived, tls = b"", None, None
         if isinstance(handed, Admitted):
-            return self.admit(
-                door,
-                handed.sock,
-                handed.head,
-                address,
-                key,
-                mode,
-                deflate=deflate,
-                stream=handed.stream,
-                received=handed.received,
-                grants=grants or ANONYMOUS,
-                name=name,
-                tags=tags,
-            )
-        stream: Any = handed.stream
-        if isinstance(stream, TlsStream):
-            tls, stream = stream.layer, stream.transport
-        sock = plain_socket(stream)
-        try:
-            tune(sock, self.config)
-        except OSError as error:
-            self._not_taken(error, sock, None, address, key)
-            return None
+            sock, head, arrived = handed.sock, handed.head, handed.stream
+        else:
+            stream: Any = handed.stream
+            if isinstance(stream, TlsStream):
+                tls, stream = stream.layer, stream.transport
+            sock = plain_socket(stream)
+            try:
+                tune(sock, self.config)
+            except OSError as error:
+                self._not_taken(error, sock, None, address, key)
+                return None
         return self.admit(
             door,
             sock,
-            b"",
+            head,
             address,
             key,
             mode,
             deflate=deflate,
+            stream=arrived,
             tls=tls,
             received=handed.received,
             grants=grants or ANONYMOUS,
@@ -207,8 +196,8 @@ class Gateway(Exchange[Connection, Door]):
     ) -> Connection | None:
         """`enter` with a socket that is tuned; `stream`: and in the reactor already. `head` is what is said first: the
         answer to its handshake, where it has had none."""
-        if mode.name == "operations":
-            mode = OPERATIONS[mode.format] if mode.settled else _UNSETTLED  # type: ignore[attr-defined]
+        if isinstance(mode, Operations):
+            mode = OPERATIONS[mode.format] if mode.settled else _UNSETTLED
         try:
             connection = Connection(door, mode, key)
             encoder, outbox = mode.encoder, None
