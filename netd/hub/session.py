@@ -210,8 +210,8 @@ class Session:
 
 
 def _random_uuid() -> str:
-    """As str(uuid.uuid4()), RFC 9562 section 5.4, in a quarter of its time: the kernel is asked for many at once. For any
-    thread: each of the servers of one process may have its own."""
+    """As str(uuid.uuid4()), RFC 9562 section 5.4, in a quarter of its time: the kernel is asked for many at once. For
+    any thread: each of the servers of one process may have its own."""
     try:
         text = _random.pop()
     except IndexError:
