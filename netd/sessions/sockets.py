@@ -5,11 +5,13 @@ Rules:
   keepalive) is left alone;
 - TCP sockets inherit all of it from the one that accepts them (`bequeath`), on Linux: eight calls for each connection
   less. The send buffer from Linux 5.14 on: to set it ends the kernel's own tuning, and before, that could not be taken
-  back from a socket that goes on accepting.
+  back from a socket that goes on accepting;
+- a Unix socket, whose buffer the kernel does not tune, keeps what it had where `send_buffer` becomes 0.
 """
 
 from __future__ import annotations
 
+import errno
 import math
 import socket
 import struct
@@ -33,8 +35,7 @@ _LEAST_BUFFER = 8192
 
 def tune(sock: socket.socket, config: SessionLimits) -> None:
     """Have `sock` follow the configuration. Raises OSError for a socket that is gone."""
-    if config.send_buffer:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, config.send_buffer)
+    _size(sock, config.send_buffer)
     if sock.family == socket.AF_UNIX:
         return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -50,17 +51,30 @@ def bequeath(sock: socket.socket | trio.socket.SocketType, config: SessionLimits
         return False
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     keep_alive(sock, config.keepalive)
-    try:
-        locks = sock.getsockopt(socket.SOL_SOCKET, SO_BUF_LOCK)
-    except OSError:  # ENOPROTOOPT: an older kernel
+    if _locks(sock) is None:
         return not config.send_buffer
-    if config.send_buffer:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, config.send_buffer)
-    elif locks & SOCK_SNDBUF_LOCK:
+    _size(sock, config.send_buffer)
+    return True
+
+
+def _size(sock: socket.socket | trio.socket.SocketType, send_buffer: int) -> None:
+    """Fix the send buffer; 0: leave it to the kernel, which gets it back if it was fixed and that can be undone."""
+    if send_buffer:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+    elif sock.family != socket.AF_UNIX and (locks := _locks(sock) or 0) & SOCK_SNDBUF_LOCK:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LEAST_BUFFER)  # from where the kernel's tuning begins
         # what it receives into may be somebody's choice (systemd.socket(5), ReceiveBuffer=), and stays
         sock.setsockopt(socket.SOL_SOCKET, SO_BUF_LOCK, locks & ~SOCK_SNDBUF_LOCK)
-    return True
+
+
+def _locks(sock: socket.socket | trio.socket.SocketType) -> int | None:
+    """Which of its buffers the kernel does not tune; None: it does not say, as before Linux 5.14."""
+    try:
+        return sock.getsockopt(socket.SOL_SOCKET, SO_BUF_LOCK)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+        return None
 
 
 def keep_alive(sock: socket.socket | trio.socket.SocketType, seconds: float) -> None:

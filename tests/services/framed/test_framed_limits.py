@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from netd.hub.config import HubConfig
+from netd.net.linux import SO_BUF_LOCK, SOCK_SNDBUF_LOCK
 from netd.services.framed.notices import Backpressure, Closed, Drain, Rejected
 from netd.wire.framing import frame
 from tests.services.framed.lab import OPEN, PATIENCE, PUBLIC, Client, House, echoes, eventually, listening, serving
@@ -171,6 +172,19 @@ async def test_keepalive_and_send_buffer_are_set_on_sockets_and_changed_on_them(
         )
         assert await house.settle(grown) == "running"
         assert options() == (1, 60, 20, 200_000)
+
+
+async def test_a_send_buffer_that_is_not_configured_any_more_goes_back_to_the_kernel() -> None:
+    async with serving(mode="echo", limits={"send_buffer": 65_536}) as house:
+        await house.client()
+        (connection,) = house.exchange.connections
+        try:
+            assert connection.socket.getsockopt(socket.SOL_SOCKET, SO_BUF_LOCK) == SOCK_SNDBUF_LOCK
+        except OSError:
+            pytest.skip("this kernel has no SO_BUF_LOCK: it came with 5.14")
+        await house.live(send_buffer=0)
+        assert connection.socket.getsockopt(socket.SOL_SOCKET, SO_BUF_LOCK) == 0
+        assert connection.socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) < 2 * 65_536
 
 
 # --- rates ---
