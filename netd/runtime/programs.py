@@ -5,10 +5,12 @@
     signal_group(process.pid, signal.SIGTERM)       how(process.returncode) -> "killed by SIGTERM"
 
 Rules:
-- a program has no capabilities and may not gain any, none of our descriptors, and an environment of PATH, HOME, LANG,
-  TZ and what its caller adds; no shell reads its command;
+- a program has no capabilities and may not gain any, none of our descriptors but the end of a pipe (below), and an
+  environment of PATH, HOME, LANG, TZ and what its caller adds; no shell reads its command;
 - it runs as the daemon's account unless root says otherwise, and is kept from the directories that its caller names;
 - it has a session and a process group of its own, so that it is signalled with all that it has started;
+- it ends with us, as does its group, however we end: the kernel kills them when that pipe's other end is closed. If it
+  is we who are killed, one that has closed the descriptor, though it did not open it, or has left its group stays;
 - what the daemon has raised for itself is not its own, as far as that can be: it has the usual soft limit of 1024
   descriptors, which it may raise, and where memory is short the kernel does not spare it;
 - root can have it run as somebody else; nobody else can.
@@ -27,6 +29,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import trio
@@ -63,7 +66,7 @@ def become(identity):
 # not root may keep them, where CAP_SETPCAP is missing or the unit's filter refuses capset(2): with no new privileges,
 # nothing comes of either.
 _LAUNCHER = """
-import ctypes, errno, resource
+import ctypes, errno, fcntl, resource, select
 libc = ctypes.CDLL(None, use_errno=True)
 prctl = libc.prctl
 PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, CLEAR_ALL = 23, 24, 38, 47, 4
@@ -132,7 +135,26 @@ def keep_from(hidden):
         return f"Landlock's rules do not hold: {os.strerror(ctypes.get_errno()).lower()}"
     os.close(rules)
 
-identity, hidden, directory, *command = sys.argv[1:]
+def end_with(lifeline):
+    # O_ASYNC of open(2), F_SETSIG of fcntl(2): a signal for the group when the pipe's last writer closes it. Not
+    # PR_SET_PDEATHSIG of prctl(2), which tells of the end of the thread that started us, and the program alone. Opened
+    # anew, as whom to signal belongs to what was opened; and out of the way of a shell's `exec 3>file`
+    try:
+        fd = fcntl.fcntl(os.open(f"/proc/self/fd/{lifeline}", os.O_RDONLY | os.O_CLOEXEC), fcntl.F_DUPFD, 200)
+        os.close(lifeline)
+        fcntl.fcntl(fd, fcntl.F_SETSIG, 9)
+        fcntl.fcntl(fd, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+    except OSError as error:
+        return os.strerror(error.errno).lower()
+    poll = select.poll()
+    poll.register(fd, 0)
+    if poll.poll(0):  # it was closed before
+        sys.exit("cannot start anything: the daemon is gone")
+
+lifeline, identity, hidden, directory, *command = sys.argv[1:]
+if why := end_with(int(lifeline)):
+    print(f"netd cannot have {command[0]} end with it where it is killed: {why}", file=sys.stderr)
 if hidden and (why := keep_from([os.path.realpath(each) for each in hidden.split(":")])):
     print(f"netd cannot keep {command[0]} from {hidden.replace(':', ' and ')}: {why}", file=sys.stderr)
 try:
@@ -305,15 +327,24 @@ async def launch(
     do that is told of on stderr, and the program starts all the same.
     """
     identity, environment = _as_whom(account, variables)
+    lifeline = _lifeline()
     return await trio.lowlevel.open_process(
-        [*_PYTHON, _BECOME + _LAUNCHER, identity, ":".join(hidden), directory, *command],
+        [*_PYTHON, _BECOME + _LAUNCHER, str(lifeline), identity, ":".join(hidden), directory, *command],
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
+        pass_fds=(lifeline,),
         start_new_session=True,
         env=environment,
         cwd="/",
     )
+
+
+@cache
+def _lifeline() -> int:
+    """The reading end of a pipe in which nobody writes: the other end is this process's alone, and goes with it."""
+    reading, _writing = os.pipe()
+    return reading
 
 
 def _as_whom(account: Account | None, variables: Mapping[str, str] | None) -> tuple[str, dict[str, str]]:

@@ -58,7 +58,8 @@ class AdapterConfig(Section):
     a function in this process."""
     command: Command | None = replace(None)
     """With use = "command": the program and its arguments. It is started once, without capabilities, and again when
-    it ends. No shell reads it. Of a service it is kept from the daemon's own directories, as is `worker.command`."""
+    it ends. No shell reads it. It ends with the daemon, and of a service it is kept from the daemon's own directories,
+    as is `worker.command`."""
     url: Url | None = replace(None)
     """With use = "http": where the figures are posted."""
     token: SecretStr | None = replace(None)

@@ -147,8 +147,9 @@ def _median(ordered: Sequence[float]) -> float:
     middle = n // 2
     if n % 2:
         return ordered[middle]
-    # halves first: the sum of two huge values has no room
-    return ordered[middle - 1] / 2 + ordered[middle] / 2
+    low, high = ordered[middle - 1], ordered[middle]
+    # halves first: the sum of two huge values has no room; and none of equals: that of the smallest values is rounded
+    return low if low == high else low / 2 + high / 2
 
 
 def _unit(value: float) -> float:

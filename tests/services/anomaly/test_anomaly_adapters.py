@@ -106,7 +106,7 @@ ask()
 """
 
 
-async def test_a_program_gets_no_capabilities_no_descriptors_and_no_secrets(monkeypatch):
+async def test_a_program_gets_no_capabilities_no_descriptors_of_ours_and_no_secrets(monkeypatch):
     monkeypatch.setenv("NETD_HUB__TOKEN__0__SECRET", "hunter2")
     monkeypatch.setenv("NOTIFY_SOCKET", "/run/x")
     reading, writing = os.pipe()
@@ -124,7 +124,7 @@ async def test_a_program_gets_no_capabilities_no_descriptors_and_no_secrets(monk
     assert (found["CapPrm"], found["CapEff"], found["CapAmb"], found["NoNewPrivs"]) == (none, none, none, "1")
     if os.geteuid() == 0:
         assert found["CapBnd"] == none
-    assert found["fds"] == ["0", "1", "2", "3"], "3 is that of the list itself"
+    assert found["fds"] == ["0", "1", "2", "200", "3"], "200: the pipe by which it ends with us; 3: the list itself"
     # LC_CTYPE is Python's own doing (PEP 538)
     assert set(found["env"]) <= {"PATH", "HOME", "LANG", "TZ", "LC_CTYPE"}
     assert (found["group"], found["cwd"]) == (True, "/")
