@@ -17,6 +17,7 @@ Rules:
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import sys
@@ -108,9 +109,9 @@ class Desk:
                 f"cannot go on: all {int(self._limiter.total_tokens)} threads are in handlers that do not end",
                 origin="local",
             )
-        for_sessions, for_requests = (
-            min(worker.threads, free) if threads else worker.tasks for threads in self._in_threads
-        )
+        # each its share of what is left: what is handed over can then begin
+        share = max(1, free // max(1, sum(self._in_threads)))
+        for_sessions, for_requests = (share if threads else worker.tasks for threads in self._in_threads)
         return wire.Hello(
             version=wire.VERSION,
             name=worker.name or "worker",
@@ -161,7 +162,7 @@ class Desk:
             case wire.Cancel(n=n):
                 self._cancel(link, n)
             case wire.Drain(seconds=seconds):
-                log.info("the daemon wants this worker to leave within %g s", seconds)
+                log.info("the daemon wants this worker to leave within %.3g s", seconds)
             case wire.Error(code=code, message=text):
                 log.warning("the daemon refused (%s): %s", code, text)
 
@@ -318,6 +319,10 @@ def _in_thread(handler: Handler, arguments: tuple[Any, ...], run: _Run) -> Any:
         return None
     run.thread = threading.get_ident()
     try:
-        return handler.function(*arguments)
+        result = handler.function(*arguments)
     finally:
         run.thread = 0
+    if inspect.iscoroutine(result):  # of a `def` around an `async def`: nothing of that has happened
+        result.close()
+        raise TypeError(f"cannot await what {handler.function!r} returned: make it `async def` too")
+    return result

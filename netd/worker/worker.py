@@ -130,7 +130,8 @@ class Worker:
         return self._register("http_request", handler)
 
     def session_opened(self, handler: OnOpened) -> OnOpened:
-        """Decorator: `handler(session)` is called for a new session."""
+        """Decorator: `handler(session)` is called for a new session. What its client says of itself in a hello (`name`,
+        `tags`) comes later: the handlers after this one see it."""
         return self._register("session_opened", handler)
 
     def message(self, handler: OnMessage) -> OnMessage:
@@ -227,7 +228,8 @@ class Worker:
 
         Later handlers are given it, the one for the session's end included, and those of a session that resumes this
         one. If it is a token of the daemon's own ([[hub.token]], JWT), the session may from then on do what that
-        permits; not so the one that resumes it, until the token is set again (in session_opened, say).
+        permits, and what it had before no more, until the token is taken away; not so the one that resumes it, until
+        the token is set again (in session_opened, say).
         """
         raw = _utf8(token, "a token") if isinstance(token, str) else token
         return self._do(wire.SetToken(session=_id(session), token=raw), True, bool)
@@ -272,6 +274,8 @@ class Worker:
 
 def _check(name: wire.Handler, function: Callable[..., Any]) -> None:
     """Raises TypeError for a function that cannot be called as this handler, so that no client has to find out."""
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(f"cannot use {function!r} for {name}: nothing in it would run, as it has a `yield`")
     try:
         signature = inspect.signature(function)
     except ValueError:

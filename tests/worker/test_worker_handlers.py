@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import trio
+import trio.testing
 
 from netd.wire import workers as wire
 from netd.worker import Response, Session, Worker
@@ -267,6 +268,55 @@ async def test_how_much_it_takes_at_once_is_said(daemon, message, request_, sess
     async with working(worker, daemon.path):
         hello = (await daemon.accept()).hello
     assert (hello.sessions, hello.requests) == (sessions, requests)
+
+
+async def test_threads_that_hang_are_not_offered_again_and_the_others_are_shared(daemon):
+    worker, go = Worker(threads=2), threading.Event()
+    worker.message(lambda session, data, token: go.wait(PATIENCE))
+    worker.http_request(lambda request: None)
+    try:
+        async with working(worker, daemon.path):
+            for hanging, share in enumerate((2, 1, 1)):
+                link = await daemon.accept()
+                assert (link.hello.sessions, link.hello.requests) == (share, share)
+                await link.known(str(hanging))
+                await link.message(str(hanging), "x")
+                await link.say(wire.Ping(n=1))
+                await link.heard(wire.Pong)
+                await trio.testing.wait_all_tasks_blocked()
+                await link.close()
+    finally:
+        go.set()
+
+
+async def test_a_def_around_an_async_def_is_told_that_nothing_of_it_ran(daemon, caplog):
+    worker = Worker()
+
+    async def inner(*arguments):
+        raise AssertionError("nobody awaits it")
+
+    worker.message(lambda session, data, token: inner(session))
+    worker.http_request(lambda request: inner(request))
+    async with working(worker, daemon.path):
+        link = await daemon.accept()
+        await link.known("a")
+        await link.done(await link.message("a", "x"))
+        assert caplog.text.count("TypeError: cannot await") == 1
+        await link.request()
+        assert (await link.heard(wire.Response)).response.status == 500
+    assert caplog.text.count("TypeError: cannot await") == 2
+
+
+def test_what_would_never_run_is_no_handler():
+    def generator(session, data, token):
+        yield
+
+    async def asynchronous(request):
+        yield
+
+    for register, function in (("message", generator), ("http_request", asynchronous)):
+        with pytest.raises(TypeError, match=f"cannot use .* for {register}: nothing in it would run"):
+            getattr(Worker(), register)(function)
 
 
 def test_a_handler_is_one_function():

@@ -18,7 +18,7 @@ from netd.wire import workers as wire
 from netd.wire.framing import frame
 from netd.worker import Worker, running, serve
 from netd.worker.link import Link
-from tests.support.accounts import why_not_nobody
+from tests.support.accounts import open_to_all, why_not_nobody
 from tests.support.workerdaemon import PATIENCE, WELCOME, scripted_daemon, working
 
 
@@ -408,7 +408,7 @@ async def test_another_socket_than_that_for_workers_is_said_to_be_one(daemon):
 
 @pytest.mark.skipif(why_not_nobody() is not None, reason=why_not_nobody() or "")
 def test_who_may_not_use_the_socket_is_told_what_would_help(tmp_path):
-    tmp_path.chmod(0o755)
+    open_to_all(tmp_path)
     path, closed = tmp_path / "worker.sock", tmp_path / "closed"
     code = """
 import grp, os, sys, trio
@@ -426,8 +426,6 @@ for path in sys.argv[1:]:
     except DaemonUnreachable as error:
         print(error)
 """
-    for directory in tmp_path.parents[:2]:
-        directory.chmod(directory.stat().st_mode | 0o055)
     closed.mkdir(mode=0o700)
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(path))

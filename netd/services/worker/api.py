@@ -30,7 +30,7 @@ class WorkerStatus(BaseModel):
     sessions: int = 0
     """Sessions that workers know of, or will."""
     unassigned: int = 0
-    """Those of them that have no worker at the moment."""
+    """Those of them that have no worker at the moment: they get one as they need one."""
     waiting_events: int = 0
     waiting_bytes: int = 0
     waiting_requests: int = 0

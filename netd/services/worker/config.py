@@ -76,7 +76,8 @@ class WorkerConfig(Section):
     # workers that the daemon starts
     command: Annotated[list[Word], AfterValidator(_command)] = replace([], max_length=256)
     """A worker that the daemon starts itself, and again when it ends: the program and its arguments. No shell reads it.
-    It has no capabilities, an empty stdin, and what it writes goes to the daemon's log."""
+    It has no capabilities, an empty stdin, and what it writes goes to the daemon's log. However the daemon ends, so
+    does it, with what it has started."""
     count: int = replace(1, ge=1, le=64)
     """How many of them."""
     user: Account | None = replace(None)
@@ -95,7 +96,8 @@ class WorkerConfig(Section):
     # how long what may take
     wait: float = live(5.0, ge=0, le=300)
     """For so long after the last worker has gone, and after the start where there is a `command`, messages and requests
-    wait for the next one, before they are echoed and refused."""
+    wait for the next one, before they are echoed and refused. After the start, sessions wait for all `count` of them,
+    to be shared out, and no longer than this."""
     request_timeout: float = live(30.0, gt=0, le=3600)
     """For one HTTP request, waiting included; then the client gets 504, and its handler is cancelled."""
     message_timeout: float = live(60.0, gt=0, le=86_400)
@@ -107,7 +109,7 @@ class WorkerConfig(Section):
     ping: float = live(5.0, gt=0, le=300)
     """Between two pings."""
     hello_timeout: float = live(10.0, gt=0, le=120)
-    """For a worker to say who it is."""
+    """For a worker to say who it is. A program of `command` that takes longer from its start on is a health warning."""
     drain: float = live(10.0, ge=0, le=300)
     """For a worker that is to go: what it has in hand may take so long to end."""
 

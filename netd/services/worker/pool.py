@@ -6,8 +6,10 @@
                                           leave: its sessions get another; what it had in hand is lost, requests fail
 
 Rules:
-- a session has one worker until it ends or the worker goes: the one with the fewest sessions as it needed one. Its
-  events are handed over in order, the next session's before it has another turn;
+- a session has one worker until it ends or the worker goes: the one with the fewest sessions as it needed one. Where
+  there was none left, one of which nothing waits needs one with its next event. None has one before the workers that
+  the daemon starts are there, or `wait` is over: so they are spread over all of them;
+- its events are handed over in order, the next session's before it has another turn;
 - what was handed over and not done as its worker went is lost and counted: it may have happened, or be what brought
   the worker down. What was not handed over goes to the next worker, in order;
 - a worker gets no more than it can begin at once (its `sessions` and `requests`), so that what takes too long is
@@ -75,6 +77,8 @@ class Pool:
         """Until when events and requests wait for a worker though there is none."""
         self._hoping = False
         """Something may wait in seats without a worker."""
+        self._awaited, self._awaited_until = 0, -math.inf
+        """So many workers are still to come before any has a session, until then."""
         self.bytes = 0
         self.next_id = 1
         self.joined = self.crashed = self.hung = 0
@@ -87,6 +91,7 @@ class Pool:
         """A worker is there: it gets what waits, and sessions that have none."""
         self.workers[worker.id] = worker
         self.joined += 1
+        self._awaited = max(0, self._awaited - 1)
         if worker.takes_sessions:
             for session in self._sessions():
                 if session not in self.seats:
@@ -96,8 +101,7 @@ class Pool:
                     if "message" not in other.handlers:  # they had sessions for want of a better one
                         for seat in [each for each in other.seats if not each.open]:
                             self._move(seat)
-            for seat in list(self._alone):
-                self._pin(seat)
+        self._pin_who_waits()
         self._serve_line()
 
     def leave(self, worker: Worker, status: Literal[502, 504] = 502) -> None:
@@ -206,6 +210,9 @@ class Pool:
                     worker.stuck += 1
                     self.cancelled += 1
                     worker.link.tell(Cancel(seat.open[0]))
+        if self._awaited and not self._awaiting:
+            self._awaited = 0
+            self._pin_who_waits()
         if self._hoping and now >= self._sessions_until:
             self._give_up()
         if self._line and now >= self._requests_until and not self._answering():
@@ -213,9 +220,11 @@ class Pool:
                 self._refuse(ticket, "no worker is connected")
         return hung
 
-    def wait(self, seconds: float) -> None:
-        """Workers are about to come: let sessions and requests wait for them."""
+    def wait(self, seconds: float, workers: int) -> None:
+        """So many workers are about to come: requests wait for the first of them, and sessions for all, or the first
+        would have every one."""
         until = self._clock() + seconds
+        self._awaited, self._awaited_until = workers, until
         self._sessions_until = max(self._sessions_until, until)
         self._requests_until = max(self._requests_until, until)
         self._hoping = True
@@ -230,6 +239,7 @@ class Pool:
         self.seats.clear()
         self._alone.clear()
         self._sessions_until = self._requests_until = -math.inf
+        self._awaited = 0
 
     # --- sessions ----------------------------------------------------------------------------------------------------
 
@@ -246,10 +256,12 @@ class Pool:
                 return False
             seat = self._seat(session)
             self._pin(seat)
-        elif seat.worker is None and self._clock() >= self._sessions_until:
-            if self._hoping:
-                self._give_up()
-            return False
+        elif seat.worker is None:
+            if not self._takes_sessions():
+                if self._hoping:
+                    self._give_up()
+                return False
+            self._pin(seat)
         worker = seat.worker
         if worker is not None and "message" not in worker.handlers and not self._passed_over(worker) and not seat.queue:
             return False  # behind what waits for an earlier worker, it waits too
@@ -340,8 +352,14 @@ class Pool:
 
     def _candidates(self) -> list[Worker]:
         """Who may have sessions: those with a `message` handler before those with only the others."""
+        if self._awaiting:
+            return []
         some = [each for each in self.workers.values() if each.state == "serving" and each.takes_sessions]
         return [each for each in some if "message" in each.handlers] or some
+
+    @property
+    def _awaiting(self) -> bool:
+        return self._awaited > 0 and self._clock() < self._awaited_until
 
     def _passed_over(self, worker: Worker) -> bool:
         """Its sessions are to become others' as soon as it has nothing of them in hand."""
@@ -384,6 +402,11 @@ class Pool:
             self.moved += 1
         self._step(seat)
 
+    def _pin_who_waits(self) -> None:
+        for seat in list(self._alone):
+            if seat.waiting:  # the others as they need one: the first to come back would have them all
+                self._pin(seat)
+
     def _move(self, seat: Seat) -> None:
         """From its worker to another."""
         self._take_from_its_worker(seat)
@@ -399,7 +422,7 @@ class Pool:
         if not seat.seen and not seat.queue:
             self._remove(seat)  # no worker need ever know
             return
-        if seat.worker is None and self._clock() >= self._sessions_until:
+        if seat.worker is None and not self._takes_sessions():
             self._forget_queue(seat)
             self._remove(seat)
             return
@@ -415,7 +438,9 @@ class Pool:
                 self._remove(oldest)
                 if oldest is seat:
                     return
-        if seat.worker is not None:
+        if seat.worker is None:
+            self._pin(seat)
+        else:
             self._step(seat)
 
     def _remove(self, seat: Seat) -> None:

@@ -7,7 +7,8 @@
 Rules:
 - what it may do is what runtime/programs.py leaves it; stdout and stderr go to the log, line by line, `log_rate` of
   them a second;
-- one that ends unasked is a warning of the service's health until one of its place has said hello;
+- one that ends unasked, or says no hello within `hello_timeout` of its start, is a warning of the service's health
+  until one of its place has said hello;
 - nobody waits for long for its end, and a cancelled one is killed and reaped: what the kernel cannot kill yet is left
   alone.
 """
@@ -56,6 +57,10 @@ class Program:
         self.asked = False
         """Its end is our wish."""
         self.killed: trio.Event | None = None
+        self.greeted: trio.Event | None = None
+        """A worker of it has said hello, or will not."""
+        self.silent = False
+        """That takes long."""
         self.said = b""
         """The last of what it wrote."""
 
@@ -94,8 +99,10 @@ class Programs:
 
     def greeted(self, place: Program) -> None:
         """It works: a worker of it has said hello."""
-        place.ended = ""
-        if not any(each.ended for each in self.places):
+        place.ended, place.silent = "", False
+        if place.greeted is not None:
+            place.greeted.set()
+        if not any(each.ended or each.silent for each in self.places):
             self._context.health.clear(_WARNING)
 
     def kill(self, place: Program, why: str) -> None:
@@ -146,24 +153,39 @@ class Programs:
             )
         except OSError as error:
             return f"cannot be started: {(error.strerror or str(error)).lower()}"
-        place.pid, place.killed = process.pid, trio.Event()
+        place.pid, place.killed, place.greeted = process.pid, trio.Event(), trio.Event()
         place.starts += 1
         log.info("worker program started", place=place.number, pid=process.pid)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._listen, place, process)
                 nursery.start_soon(self._end_when_told, place, process)
+                nursery.start_soon(self._miss_its_hello, place, place.greeted)
                 await process.wait()
                 signal_group(process.pid, signal.SIGKILL)  # what it has left behind
                 nursery.cancel_scope.deadline = trio.current_time() + DEATH  # for the rest of what it wrote
                 place.killed.set()
+                place.greeted.set()  # or nobody waits for it any more
         finally:
-            place.pid = None
+            place.pid, place.silent = None, False
             if not reap(process):
                 log.warning("worker program is left alone: it was killed and is not gone yet", pid=process.pid)
             if process.stdout is not None:
                 await trio.aclose_forcefully(process.stdout)
         return how(process.returncode)
+
+    async def _miss_its_hello(self, place: Program, greeted: trio.Event) -> None:
+        """It is not ended, for all that: what it imports may be large."""
+        seconds = self.config.hello_timeout
+        with trio.move_on_after(seconds):
+            await greeted.wait()
+            return
+        place.silent = True
+        self._context.health.warn(
+            _WARNING,
+            f"cannot use worker program {place.number}: it runs, but has said no hello within {seconds:g} s",
+            advice="see whether it connects to NETD_WORKER_SOCKET, as run() of netd.worker does, and what it logs",
+        )
 
     async def _end_when_told(self, place: Program, process: trio.Process) -> None:
         """First a polite word, then the end."""

@@ -327,7 +327,7 @@ class WorkerService:
         pool.config = self._config
         self._room.take_over(self, Application(pool))
         if self._config.command:
-            pool.wait(self._config.wait)
+            pool.wait(self._config.wait, self._config.count)
 
     async def _look_at_group(self) -> None:
         config = self._config

@@ -34,7 +34,7 @@ class WorkerView:
     """Bytes that wait for it to read."""
     handled: int
     cancelled: int
-    """What it was told to cancel, as its time was up."""
+    """What it was told to cancel, as its time was up or its client had gone."""
     refused: int
     """What was too long to be handed over."""
 
@@ -61,7 +61,7 @@ class WorkerSnapshot:
     sessions: int
     """Sessions that workers know of, or will."""
     unassigned: int
-    """Those of them that have no worker at the moment."""
+    """Those of them that have no worker at the moment: they get one as they need one."""
     waiting_events: int
     waiting_bytes: int
     waiting_requests: int

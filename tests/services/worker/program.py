@@ -1,6 +1,6 @@
 """A worker as a process of its own, on blocking sockets: what messages say is what it does. Run by tests, not a test.
 
-/usr/bin/python program.py [--deaf] [--nobody] [SOCKET]
+/usr/bin/python program.py [--deaf] [--nobody] [--late FIFO] [SOCKET]
 """
 
 from __future__ import annotations
@@ -58,6 +58,11 @@ def main() -> None:
         os.setgroups([])
         os.setuid(65534)
         arguments.remove("--nobody")
+    if "--late" in arguments:  # not before somebody writes there
+        at = arguments.index("--late")
+        with open(arguments[at + 1], "rb") as fifo:
+            fifo.read()
+        del arguments[at : at + 2]
     path = arguments[0] if arguments else os.environ["NETD_WORKER_SOCKET"]
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(path)

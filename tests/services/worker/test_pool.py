@@ -233,6 +233,11 @@ class Pools(RuleBasedStateMachine):
         if self.asked:
             self.house.pool.abandon(self.asked[pick % len(self.asked)][0], timeout=True)
 
+    @rule(workers=st.integers(1, 3))
+    def start(self, workers: int) -> None:
+        """The daemon starts workers."""
+        self.house.pool.wait(2.0, workers)
+
     @rule(seconds=st.sampled_from([0.5, 6.0]))
     def look(self, seconds: float) -> None:
         self.house.now += seconds
@@ -262,8 +267,8 @@ class Pools(RuleBasedStateMachine):
             assert seat.session is session
             assert (seat in owners) != (seat in pool._alone)
         assert all(seat.worker is None for seat in pool._alone)
-        if any(worker.state == "serving" for worker in pool.workers.values()):
-            assert not pool._alone
+        if any(worker.state == "serving" for worker in pool.workers.values()) and not pool._awaiting:
+            assert not any(seat.waiting for seat in pool._alone)
 
     @invariant()
     def nothing_is_heard_twice_or_out_of_order(self) -> None:
@@ -297,6 +302,9 @@ class Pools(RuleBasedStateMachine):
             house.leave(worker)
         last = house.join(sessions=3, requests=2)
         link = house.links[last]
+        if house.pool._awaiting:
+            house.now += 2
+            house.pool.look()
         for _ in range(10_000):
             if not link.open:
                 break
@@ -326,6 +334,72 @@ def test_messages_go_on_where_they_were_after_a_worker_went():
     other = house.links[house.join()]
     assert [message.data for message in other.told if isinstance(message, Message)] == ["alice.1", "alice.2"]
     assert house.pool.lost == 2  # that she is there, and the first
+
+
+def test_sessions_spread_over_all_workers_that_come_back():
+    house = House()
+    worker = house.join(sessions=100)
+    people = [house.open(f"s{number}") for number in range(9)]
+    for n in sorted(house.links[worker].open):
+        house.done(worker, n)
+    house.leave(worker)
+    house.say(people[0], "s0.0")
+    workers = [house.join(sessions=100) for _ in range(3)]
+    assert [len(each.seats) for each in workers] == [1, 0, 0]  # whoever waited
+    assert house.pool.unassigned == 8
+    for person in people[1:]:
+        house.say(person, f"{person.id}.0")
+    assert [len(each.seats) for each in workers] == [3, 3, 3]
+    for each in workers:
+        told = house.links[each].told
+        assert [type(message) for message in told] == 3 * [SessionKnown, Message]
+    assert not house.echoed
+    assert house.pool.moved == 9
+
+
+def test_sessions_that_are_there_before_the_daemons_own_workers_are_shared_out():
+    house = House()
+    house.pool.wait(5, 3)
+    people = [house.open(f"s{number}") for number in range(9)]
+    house.say(people[0], "s0.0")
+    outcomes: list[Any] = []
+    workers = [house.join(sessions=100), house.join(sessions=100)]
+    house.pool.ask(REQUEST, outcomes.append)  # which waits for nobody else
+    assert [type(message) for message in house.links[workers[0]].told] == [Request]
+    assert house.pool.unassigned == 9
+    workers.append(house.join(sessions=100))
+    assert [len(each.seats) for each in workers] == [3, 3, 3]
+    assert ("s0", "s0.0") in house.heard
+    assert not house.echoed
+
+
+def test_sessions_do_not_wait_for_ever_for_a_worker_that_does_not_come():
+    house = House()
+    house.pool.wait(5, 2)
+    house.open("alice")
+    worker = house.join()
+    house.now += 4.9
+    house.pool.look()
+    assert not worker.seats
+    house.now += 0.2
+    house.pool.look()
+    assert [type(message) for message in house.links[worker].told] == [SessionOpened]
+    assert not house.echoed
+
+
+def test_the_end_of_a_session_that_has_no_worker_yet_is_told_to_one():
+    house = House()
+    first, alice = house.join(), house.open("alice")
+    house.done(first, 1)
+    house.leave(first)
+    second = house.join()
+    house.now += 60  # nothing waits for a worker any more
+    house.pool.look()
+    house.close(alice)
+    assert [type(message) for message in house.links[second].told] == [SessionKnown, SessionClosed]
+    house.done(second, 1)
+    assert not house.pool._ended
+    assert not second.seats
 
 
 def test_who_is_over_before_anyone_heard_of_it_is_forgotten():

@@ -21,8 +21,8 @@ from netd.services.worker.config import WorkerConfig
 from netd.services.worker.service import check, runnable
 from netd.wire.messages import TextEvent
 from netd.wire.workers import Hello, encode
-from tests.services.worker.lab import asking, eventually, serving
-from tests.support.accounts import NOBODY, why_not_nobody
+from tests.services.worker.lab import PATIENCE, asking, eventually, serving
+from tests.support.accounts import NOBODY, open_to_all, why_not_nobody
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -128,6 +128,24 @@ async def test_the_daemons_own_is_started_without_privileges_and_again_when_it_e
         ).items()
 
 
+async def test_one_that_says_no_hello_is_told_of_until_it_does(tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    own = {**OWN, "command": [*PROGRAM, "--late", str(fifo)]}
+    async with serving(tmp_path, **own, limits={"hello_timeout": 0.2}) as house:
+        await eventually(lambda: house.health.warnings())
+        [warning] = house.health.warnings()
+        assert warning.code == "worker.program"
+        assert "cannot use worker program 1: it runs, but has said no hello within 0.2 s" in warning.message
+        [place] = house.service.snapshot().programs
+        assert (place.starts, place.ended) == (1, "")
+        with trio.fail_after(PATIENCE):
+            await trio.to_thread.run_sync(fifo.write_bytes, b"go", abandon_on_cancel=True)
+        await working(house)
+        assert not house.health.warnings()
+        assert house.service.workers()[0].program == 1
+
+
 async def test_the_daemons_own_that_hangs_is_killed_and_replaced(tmp_path):
     own = {**OWN, "command": [*PROGRAM, "--deaf"]}
     async with serving(tmp_path, **own, limits={"request_timeout": 0.2, "hang": 0.3, "drain": 0.2}) as house:
@@ -145,8 +163,13 @@ async def test_the_daemons_own_that_hangs_is_killed_and_replaced(tmp_path):
 
 async def test_several_places_each_have_their_own(tmp_path):
     async with serving(tmp_path, **OWN, count=3) as house:
+        people = [house.person() for _ in range(6)]  # who are shared out, though the first could have had them all
         await working(house, 3)
         assert {view.program for view in house.service.workers()} == {1, 2, 3}
+        assert [view.sessions for view in house.service.workers()] == [2, 2, 2]
+        for person in people:
+            person.tell("hello")
+            assert await heard(person) == "HELLO"
 
 
 async def test_another_command_replaces_the_programs_and_no_session_notices(tmp_path):
@@ -254,9 +277,7 @@ async def test_root_has_to_say_as_whom(tmp_path):
 
 @pytest.mark.skipif(why_not_nobody() is not None, reason=why_not_nobody() or "")
 async def test_an_account_that_may_not_is_refused_and_one_that_may_is_not(tmp_path):
-    # a place that another account may enter, which pytest's are not
-    for directory in (tmp_path, *tmp_path.parents[:2]):
-        directory.chmod(directory.stat().st_mode | 0o055)
+    open_to_all(tmp_path)
     async with serving(tmp_path, mode=0o666, users=["root"]) as house:
         path = tmp_path / "worker.sock"
         with running(path, "--nobody"):
@@ -270,8 +291,7 @@ async def test_an_account_that_may_not_is_refused_and_one_that_may_is_not(tmp_pa
 @pytest.mark.skipif(not Path("/usr/bin/python3").exists(), reason="needs /usr/bin/python3, which anyone may run")
 @pytest.mark.skipif(why_not_nobody() is not None, reason=why_not_nobody() or "")
 async def test_the_daemons_own_runs_as_whom_root_says(tmp_path):
-    for directory in (tmp_path, *tmp_path.parents[:2]):
-        directory.chmod(directory.stat().st_mode | 0o055)
+    open_to_all(tmp_path)
     code = (
         "import os, socket; sock = socket.socket(socket.AF_UNIX); sock.connect(os.environ['NETD_WORKER_SOCKET']);"
         f"sock.sendall(bytes.fromhex('{encode(Hello(1, 'as', 1, [])).hex()}')); sock.recv(1); sock.recv(1 << 20)"
