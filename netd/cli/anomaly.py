@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from netd.cli.options import call, common_options, invocation
+from netd.cli.options import call, common_options, invocation, limit_option
 from netd.cli.targets import complete_sessions, session_id
 
 if TYPE_CHECKING:
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Sessions that behave unlike themselves.")
 @click.argument("target", metavar="[ID]", required=False, shell_complete=complete_sessions)
-@click.option(
-    "--limit", "-n", type=click.IntRange(1, 1000), default=20, show_default=True, metavar="N", help="Show at most N."
-)
+@limit_option(1000, 20)
 @common_options
 def anomaly(target: str | None, limit: int) -> None:
     """Scores of sessions, the most unusual first; with a session's ID, of that one.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from netd.cli.output import Column, console, milliseconds, table
+from netd.cli.output import Column, console, milliseconds, print_json, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -51,13 +51,28 @@ def quantiles(times: Times) -> dict[str, float | None]:
     return {f"{name}_ms": round(value * 1000, 4) if value is not None else None for name, value in found.items()}
 
 
-def print_measured(columns: list[Column], cells: Sequence[object], report: Mapping[str, Any]) -> None:
-    """A row of what was measured, and how long messages took."""
-    names = ("p50", "p99", "max")
+def print_measured(
+    report: Mapping[str, Any], shown: Sequence[tuple[Column, Callable[[Any], str], str]], *, as_json: bool
+) -> None:
+    """The report; for people a row of what is `shown` of it (column, how it is written, field), and how long messages
+    took.
+    """
+    if as_json:
+        print_json(report)
+        return
+    every = list(shown)
+    every += [
+        (Column(f"{name} ms", "right", spare=spare), milliseconds, f"{name}_ms")
+        for name, spare in (("p50", 0), ("p99", 0), ("max", 1))
+    ]
     out = console()
-    heads = [*columns, *(Column(f"{name} ms", "right") for name in names)]
-    row = (*cells, *(milliseconds(report[f"{name}_ms"]) for name in names))
-    out.print(table(heads, [row], width=out.width), crop=False)
+    row = [write(report[field]) for _, write, field in every]
+    out.print(table([column for column, _, _ in every], [row], width=out.width), crop=False)
+
+
+def rounded(value: float) -> str:
+    """A number of messages."""
+    return f"{value:,.0f}"
 
 
 async def show_progress(count: Callable[[], int]) -> None:

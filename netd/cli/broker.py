@@ -62,7 +62,7 @@ broker.add_command(list_channels, "channels")
 @common_options
 def connect(**how: Any) -> None:
     if how["echo"] and not how["plain"]:
-        raise click.UsageError("--echo goes with --plain")
+        raise click.UsageError("cannot use --echo without --plain")
     from netd.cli import broker_talk
     from netd.cli.dial import run
 

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from netd.cli.bench import Times, print_measured, quantiles, show_progress
+from netd.cli.bench import Times, print_measured, quantiles, rounded, show_progress
 from netd.cli.broker_dial import client_of
-from netd.cli.output import Column, print_json
+from netd.cli.output import Column
 from netd.cli.output import size as readable_size
 from netd.cli.targets import channel_bytes
 from netd.client.broker_options import bearer
@@ -50,6 +50,13 @@ _TIME = Struct("8sd")
 _PIECE = 1 << 20
 """Bytes of messages that are made and written at once."""
 _ENDED = "cannot go on: the broker ended a connection"
+_SHOWN = (
+    (Column("SIZE", "right", spare=4), readable_size, "size"),
+    (Column("PUBLISHERS", "right", spare=2), str, "publishers"),
+    (Column("SUBSCRIBERS", "right", spare=3), str, "subscribers"),
+    (Column("PUBLISHED/S", "right", style="bold"), rounded, "published_per_second"),
+    (Column("DELIVERED/S", "right", style="bold"), rounded, "delivered_per_second"),
+)
 E = TypeVar("E")
 
 
@@ -86,11 +93,7 @@ async def bench(
             await trio.sleep(seconds)
             run.finish()
             nursery.cancel_scope.cancel()
-    report = run.report(publishers, subscribers, rate)
-    if as_json:
-        print_json(report)
-    else:
-        _print(report)
+    print_measured(run.report(publishers, subscribers, rate), _SHOWN, as_json=as_json)
     return 0
 
 
@@ -332,17 +335,3 @@ class Run:
             "delivered_per_second": round(self.heard.count / seconds, 1),
             "measured": "delivery" if subscribers else "confirmation",
         } | quantiles(measured)
-
-
-def _print(report: dict[str, Any]) -> None:
-    columns = [Column("SIZE", "right", spare=3), Column("PUBLISHERS", "right", spare=1)]
-    columns += [Column("SUBSCRIBERS", "right", spare=2), Column("PUBLISHED/S", "right", style="bold")]
-    columns += [Column("DELIVERED/S", "right", style="bold")]
-    cells = (
-        readable_size(report["size"]),
-        report["publishers"],
-        report["subscribers"],
-        f"{report['published_per_second']:,.0f}",
-        f"{report['delivered_per_second']:,.0f}",
-    )
-    print_measured(columns, cells, report)

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import click
 
-from netd.cli.dial import FILE, NAMES, WAY, WHO, client_options, give, misuse
+from netd.cli.dial import FILE, NAMES, WAY, WHO, checked, client_options, give, misuse
 from netd.cli.options import invocation
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ async def client_of(how: dict[str, Any], **more: Any) -> BrokerClient:
 
     url, options = await _told(how)
     with misuse():
-        return BrokerClient(url, **(options | more))
+        return checked(BrokerClient(url, **(options | more)))
 
 
 async def plain_of(how: dict[str, Any], channel: str, query: str) -> PlainSocket:
@@ -68,7 +68,7 @@ async def plain_of(how: dict[str, Any], channel: str, query: str) -> PlainSocket
         path, _, given = where.target.partition("?")
         both = "&".join(part for part in (given, query) if part)
         target = f"{path.rstrip('/')}/{quote(channel_bytes(channel), safe=':')}"
-        return PlainSocket(replace(where, target=f"{target}?{both}" if both else target), **options)
+        return checked(PlainSocket(replace(where, target=f"{target}?{both}" if both else target), **options))
 
 
 async def _told(how: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -76,8 +76,8 @@ async def _told(how: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     names = (*NAMES, "url", "format", "token_file", "token_in", "headers")
     taken = {name: how.pop(name) for name in names}
     if taken["token"] and taken["token_file"] and not _from_environment("token"):
-        raise click.UsageError("give either --token or --token-file")
-    url = taken["url"] or await own_url()
+        raise click.UsageError("cannot use --token with --token-file: give one of them")
+    url = await own_url() if taken["url"] is None else taken["url"]
     secure = url.startswith(("wss:", "https:"))
     options = client_options(taken, secure=secure) | {
         "format": _FORMATS[taken["format"]],

@@ -17,9 +17,9 @@ from netd.cli.targets import channel_bytes
 async def connect(*, plain: str | None, echo: bool, linger: float, as_json: bool, **how: Any) -> int:
     """Lines from standard input out, what comes to standard output."""
     if plain is None:
-        return await talk.connect(await client_of(how), linger=linger, as_json=as_json, prompt=True)
+        return await talk.connect(await client_of(how), linger=linger, as_json=as_json)
     client = await plain_of(how, plain, "echo=1" if echo else "")
-    return await talk.connect(client, linger=linger, as_json=as_json, plain=client.send, prompt=True)
+    return await talk.connect(client, linger=linger, as_json=as_json, plain=client.send)
 
 
 async def publish(

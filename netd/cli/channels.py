@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from netd.cli.data import message_options, operation_data, read_data
-from netd.cli.options import call, common_options, invocation
+from netd.cli.options import call, common_options, invocation, limit_option
 from netd.cli.targets import channel_bytes, channel_name, complete_channels
 
 if TYPE_CHECKING:
@@ -28,15 +28,7 @@ def channels(ctx: click.Context) -> None:
 
 @channels.command("list")
 @click.argument("prefix", default="", shell_complete=complete_channels)
-@click.option(
-    "--limit",
-    "-n",
-    type=click.IntRange(1, 1_000_000),
-    default=100,
-    show_default=True,
-    metavar="N",
-    help="Show at most N.",
-)
+@limit_option(1_000_000)
 @common_options
 def list_channels(prefix: str = "", limit: int = 100) -> None:
     """Channels by name; with PREFIX, those whose names begin so. Subscriptions with wildcards are among them.
@@ -142,9 +134,7 @@ def publish(channel: str, data: str | None, form: str | None, priority: int, eph
 
 @channels.command()
 @click.argument("channel", shell_complete=complete_channels)
-@click.option(
-    "--limit", "-n", type=click.IntRange(1, 1000), default=20, show_default=True, metavar="N", help="Show at most N."
-)
+@limit_option(1000, 20)
 @click.option("--since", metavar="EPOCH:OFFSET", help="The first messages after this position, not the newest.")
 @common_options
 def history(channel: str, limit: int, since: str | None) -> None:
@@ -235,7 +225,7 @@ def _position(text: str | None) -> str | None:
         return None
     epoch, _, offset = text.rpartition(":") if ":" in text else text.rpartition("-")
     if not epoch or not offset.isdecimal():
-        raise click.UsageError('write --since as "EPOCH:OFFSET", as messages show it')
+        raise click.UsageError(f'cannot begin after {text!r}: write --since as "EPOCH:OFFSET", as messages show it')
     return f"{epoch}-{offset}"
 
 

@@ -81,7 +81,7 @@ def set_key(key: str, value: str | None, unset: bool, as_text: bool, wait: float
     If the daemon cannot run with it, nothing is kept. VALUE is TOML: 20, true, ["a", "b"]; anything else is text.
     """
     if unset == (value is not None):
-        raise click.UsageError("give either VALUE or --unset")
+        raise click.UsageError(f"cannot set {key!r}: give either VALUE or --unset")
     wanted = None if value is None else value if as_text else parse_value(value)
 
     async def begin(client: ControlClient, seconds: float) -> shapes.Change:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from netd.cli.options import by_id, call, common_options, invocation
+from netd.cli.options import by_id, call, common_options, invocation, limit_option
 
 if TYPE_CHECKING:
     from netd.client.control import ControlClient
@@ -17,15 +17,7 @@ def connections_command(service: str) -> click.Command:
 
     @click.command("connections")
     @click.argument("session_id", metavar="[ID]", required=False)
-    @click.option(
-        "--limit",
-        "-n",
-        type=click.IntRange(1, 10_000),
-        default=100,
-        show_default=True,
-        metavar="N",
-        help="Show at most N.",
-    )
+    @limit_option(10_000)
     @common_options
     def connections(session_id: str | None, limit: int) -> None:
         """The connections that are here, the oldest first; with a session's ID, all about that one."""

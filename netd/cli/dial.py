@@ -14,6 +14,11 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+    from netd.client.broker import BrokerClient
+    from netd.client.broker_plain import PlainSocket
+    from netd.client.framed import FramedClient
+
+A = TypeVar("A", "BrokerClient", "FramedClient", "PlainSocket")
 C = TypeVar("C", bound="Callable[..., Any]")
 
 
@@ -85,6 +90,17 @@ def misuse() -> Iterator[None]:
         raise click.UsageError(str(error)) from None
 
 
+def checked(client: A) -> A:
+    """The client, if its TLS files can be used: now that is misuse, later it would be a connection that fails."""
+    from netd.client.link import tls_context
+    from netd.client.options import ClientTls
+
+    tls = client.options.tls
+    if isinstance(tls, ClientTls) and (tls.ca or tls.certificate):
+        tls_context(client.options)
+    return client
+
+
 def client_options(taken: dict[str, Any], *, secure: bool = False) -> dict[str, Any]:
     """The options of a client that WHO and WAY stand for. `secure`: TLS is wanted, whatever they say."""
     options: dict[str, Any] = {
@@ -121,7 +137,7 @@ def _tls(taken: dict[str, Any], secure: bool) -> Any:
 
     if not secure and not any(taken[name] for name in ("ca", "cert", "server_name", "insecure")):
         if taken["cert_key"]:
-            raise click.UsageError("--cert-key goes with --cert")
+            raise click.UsageError("cannot use --cert-key without --cert")
         return None
     files = {name: Path(taken[option]) for name, option in _FILES.items() if taken[option]}
     return ClientTls(**files, server_name=taken["server_name"], verify=not taken["insecure"])

@@ -76,10 +76,10 @@ def send(address: str, data: str | None, **how: Any) -> None:
     """
     targets = [name for name in ("channel", "to", "broadcast") if how[name] not in (None, False)]
     if len(targets) > 1:
-        raise click.UsageError(f"give either --{targets[0]} or --{targets[1]}")
+        raise click.UsageError(f"cannot use --{targets[0]} with --{targets[1]}: give one of them")
     if targets and how["answer"]:
         raise click.UsageError(
-            f"--answer is for plain payloads; with --{targets[0]} the daemon's answer is awaited anyway"
+            f"cannot use --answer with --{targets[0]}: it is for plain payloads; the daemon's answer is awaited anyway"
         )
     from netd.cli import framed_send
     from netd.cli.data import read_data

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import trio
 
-from netd.cli.bench import Times, print_measured, quantiles, show_progress
+from netd.cli.bench import Times, print_measured, quantiles, rounded, show_progress
 from netd.cli.framed_dial import client_of
-from netd.cli.output import Column, print_json
+from netd.cli.output import Column
 from netd.cli.output import size as readable_size
 from netd.client.framed_wire import first_payloads, load_signer
 from netd.client.link import dial
@@ -42,6 +42,14 @@ _NO_ECHO = "is its mode echo? (for a listener of mode operations: --operations)"
 _LIMITED = (
     "it may have reached a limit (framed.connections_per_address, framed.max_connections): "
     "netctl framed info counts whom it did not let in"
+)
+
+_SHOWN = (
+    (Column("SIZE", "right", spare=5), readable_size, "size"),
+    (Column("CONNECTIONS", "right", spare=4), str, "connections"),
+    (Column("WINDOW", "right", spare=3), str, "window"),
+    (Column("MSG/S", "right", style="bold"), rounded, "messages_per_second"),
+    (Column("MB/S", "right", spare=2), "{:,.2f}".format, "megabytes_per_second"),
 )
 
 
@@ -92,11 +100,7 @@ async def bench(
     with ExitStack() as opened:
         links = [await run.open(opened) for _ in range(connections)]
         await _measure(run, links, seconds, quietly=as_json)
-    report = run.report(size, connections, window)
-    if as_json:
-        print_json(report)
-    else:
-        _print(report)
+    print_measured(run.report(size, connections, window), _SHOWN, as_json=as_json)
     return 0
 
 
@@ -266,16 +270,3 @@ class _Sender:
             await self._link.send(self._framed * count)
         except trio.BrokenResourceError as error:
             raise self._gone() from error
-
-
-def _print(report: dict[str, Any]) -> None:
-    columns = [Column("SIZE", "right"), Column("CONNECTIONS", "right"), Column("WINDOW", "right")]
-    columns += [Column("MSG/S", "right", style="bold"), Column("MB/S", "right")]
-    cells = (
-        readable_size(report["size"]),
-        report["connections"],
-        report["window"],
-        f"{report['messages_per_second']:,.0f}",
-        f"{report['megabytes_per_second']:,.2f}",
-    )
-    print_measured(columns, cells, report)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from netd.cli.dial import FILE, NAMES, WAY, WHO, client_options, give, misuse
+from netd.cli.dial import FILE, NAMES, WAY, WHO, checked, client_options, give, misuse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +69,7 @@ _OPTIONS = (
         metavar="NAME",
         callback=_known_codec,
         shell_complete=complete_codecs,
-        help="raw, text, json, cbor, messagepack, or an installed one.  [default: raw]",
+        help="raw, text, json, cbor, messagepack, or an installed one.  [default: raw, of connect text]",
     ),
     click.option("--framing", type=click.Choice(("length", "none")), default="length", help="none: the raw stream."),
     *WHO,
@@ -102,7 +102,6 @@ def _client_of(address: str, how: dict[str, Any], more: dict[str, Any]) -> Frame
 
     from netd.client.framed import FramedClient
     from netd.client.framed_wire import load_signer
-    from netd.client.link import tls_context
 
     taken = {name: how.pop(name) for name in (*NAMES, "codec", "framing", "handshake_version", "sign", "tls")}
     options = client_options(taken, secure=taken["tls"]) | {
@@ -111,7 +110,4 @@ def _client_of(address: str, how: dict[str, Any], more: dict[str, Any]) -> Frame
         "version": taken["handshake_version"],
         "signer": load_signer(Path(taken["sign"]) if taken["sign"] else None),
     }
-    client = FramedClient(address, **(options | more))
-    if taken["ca"] or taken["cert"]:
-        tls_context(client.options)  # here a file that cannot be used is misuse; later, a connection that fails
-    return client
+    return checked(FramedClient(address, **(options | more)))

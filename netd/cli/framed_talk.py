@@ -23,4 +23,4 @@ async def connect(address: str, *, plain: bool, linger: float, as_json: bool, **
     async def send(line: bytes) -> None:
         await client.send(plain_value(line, codec, None))
 
-    return await talk.connect(client, linger=linger, as_json=as_json, plain=send if plain else None, prompt=True)
+    return await talk.connect(client, linger=linger, as_json=as_json, plain=send if plain else None)

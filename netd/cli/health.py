@@ -38,7 +38,7 @@ def health(strict: bool, ready: bool, wait: float) -> None:
     or not there.
     """
     if wait and not ready:
-        raise click.UsageError("--wait goes with --ready")
+        raise click.UsageError("cannot use --wait without --ready")
     if ready:
         _readiness(wait)
         return

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 LONGEST = 1 << 20
+TYPED = 4095
+"""Bytes of a line from a terminal, which throws away what is typed or pasted beyond them (N_TTY_BUF_SIZE of Linux, less
+the line's end).
+"""
 _PIECE = 1 << 16
 
 
@@ -41,6 +45,11 @@ class Lines:
                 raise StopAsyncIteration
             self._take(await self._read())
         return self._ready.pop(0)
+
+    @property
+    def over(self) -> bool:
+        """Whether the end has come. What is given after it is a last line that had no end."""
+        return self._over
 
     @property
     def waiting(self) -> bool:

@@ -43,17 +43,20 @@ def log() -> None:
 
 
 @log.command(epilog="Loggers: " + ", ".join(LOGGERS) + ".")
-@click.argument("level", type=click.Choice(LEVELS, case_sensitive=False), required=False)
+@click.argument("level", metavar="[LEVEL]", type=click.Choice(LEVELS, case_sensitive=False), required=False)
 @click.option("--logger", default="", metavar="NAME", help='Only this logger and those under it ("netd.trace").')
 @click.option("--reset", is_flag=True, help="Back to the configured (or inherited) level.")
 @common_options
 def level(level: str | None, logger: str, reset: bool) -> None:
-    """Show the levels, or set one until the daemon restarts; log.level in the configuration is for good."""
+    """Show the levels, or set one until the daemon restarts; log.level in the configuration is for good.
+
+    LEVEL is debug, info, warning, error or critical.
+    """
     if reset and level is not None:
-        raise click.UsageError("give either LEVEL or --reset")
+        raise click.UsageError("cannot use LEVEL with --reset: give one of them")
     if level is None and not reset:
         if logger:
-            raise click.UsageError("--logger goes with LEVEL or --reset")
+            raise click.UsageError("cannot use --logger alone: give LEVEL or --reset")
         _print(call(lambda client: client.log_levels()))
         return
     wanted = level.lower() if level is not None else None

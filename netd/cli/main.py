@@ -13,6 +13,10 @@ import sys
 
 from netd import __version__
 
+TYPE_CHECKING = False  # typing's own costs more than this whole file
+if TYPE_CHECKING:
+    from typing import TextIO
+
 NOUNS = {
     "status": "The daemon at a glance: its services and what is wrong.",
     "services": "List services; start, stop or restart one.",
@@ -36,6 +40,8 @@ NOUNS = {
 }
 """Noun -> one line about it. Each is the command of the same name in the file of the same name."""
 
+_LEAST = 30  # columns; on a terminal that is narrower, lines are too long
+
 OPTIONS = {
     "--socket PATH": "The daemon's control socket.  [env: NETD_CONTROL__SOCKET; default: /run/netd/control.sock]",
     "--json": "Print JSON: one object, or one a line when following.",
@@ -44,16 +50,46 @@ OPTIONS = {
 }
 
 
-def page() -> str:
-    """The help page, at most 80 columns wide (but for the one long default)."""
-    options = "\n".join(f"  {option:<14} {line}" for option, line in OPTIONS.items())
-    options = options.replace("  [env", f"\n{'':17}[env")
-    nouns = "\n".join(f"  {noun:<14} {line}" for noun, line in NOUNS.items())
-    return (
-        "Usage: netctl [OPTIONS] COMMAND [ARGS]...\n\n"
-        "  Look at a running netd, and change it.\n\n"
-        f"Options:\n{options}\n\nCommands:\n{nouns}\n"
-    )
+def page(columns: int = 80) -> str:
+    """The help page, for a terminal of so many columns; beyond 80 it grows no wider."""
+    room = max(min(columns, 80), _LEAST)
+    about = "\n".join(_wrapped("  ", "Look at a running netd, and change it.", room))
+    options = "\n".join(line for option, text in OPTIONS.items() for line in _entry(option, text, room))
+    nouns = "\n".join(line for noun, text in NOUNS.items() for line in _entry(noun, text, room))
+    usage = "\n".join(_wrapped("Usage: ", "netctl [OPTIONS] COMMAND [ARGS]...", room))
+    return f"{usage}\n\n{about}\n\nOptions:\n{options}\n\nCommands:\n{nouns}\n"
+
+
+def _entry(name: str, text: str, room: int) -> list[str]:
+    hint = text.find("[env")  # on a line of its own
+    first, second = (text, "") if hint < 0 else (text[:hint], text[hint:])
+    return _wrapped(f"  {name:<14} ", first, room) + (_wrapped(" " * 17, second, room) if second else [])
+
+
+def _wrapped(begin: str, text: str, room: int) -> list[str]:
+    """Lines of words, below each other; a word that is longer than the room is not broken."""
+    lines, line = [], begin
+    for word in text.split():
+        if line != begin and len(line) + len(word) > room:
+            lines.append(line.rstrip())
+            line = begin = " " * len(begin)
+        line += f"{word} "
+    return [*lines, line.rstrip()]
+
+
+def columns_of(stream: TextIO) -> int:
+    """How wide a page for this stream is to be: COLUMNS, else what its terminal has, else 80."""
+    import os  # loaded already, by the interpreter's own start
+
+    try:
+        if (chosen := int(os.environ["COLUMNS"])) > 0:
+            return chosen
+    except (KeyError, ValueError):
+        pass
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError, AttributeError):  # no terminal, closed, or something of Python's
+        return 80
 
 
 def version() -> str:
@@ -65,8 +101,10 @@ def main() -> None:
     arguments = sys.argv[1:]
     try:
         if not _completing():
-            if arguments == ["--help"] or not arguments:
-                _end(page(), 0 if arguments else 2)
+            if arguments == ["--help"]:
+                _end(page(columns_of(sys.stdout)), 0)
+            if not arguments:
+                _end(page(columns_of(sys.stderr)), 2)
             if arguments == ["--version"]:
                 _end(version() + "\n", 0)
         from netd.cli.root import run

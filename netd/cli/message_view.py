@@ -67,13 +67,13 @@ def _channel(name: str | bytes) -> str:
     return name if isinstance(name, str) else name.decode(errors="backslashreplace")
 
 
-def item_line(item: Any) -> str:
+def item_line(item: Any, *, clocked: bool = True) -> str:
     """The same as a line for people."""
-    return "".join(part for part, _ in item_parts(item))
+    return "".join(part for part, _ in item_parts(item, clocked=clocked))
 
 
-def item_parts(item: Any) -> list[tuple[str, str]]:
-    """Such a line as (text, style)."""
+def item_parts(item: Any, *, clocked: bool = True) -> list[tuple[str, str]]:
+    """Such a line as (text, style); `clocked`: with the time, which is ours, as messages have none."""
     from netd.client.subscription import Gap, readable
     from netd.wire import messages
 
@@ -107,19 +107,19 @@ def item_parts(item: Any) -> list[tuple[str, str]]:
             parts = [(f"refused ({printable(item.code)}): {printable(item.message)}", "red")]
         case _:
             parts = [(shown(item), "")]
-    return [(f"{clock(time.time())}  ", "dim"), *parts]
+    return [(f"{clock(time.time())}  ", "dim"), *parts] if clocked else parts
 
 
-def writer(as_json: bool) -> Callable[[Any], None]:
-    """What prints anything that a client yields."""
+def writer(as_json: bool, *, clocked: bool = True) -> Callable[[Any], None]:
+    """What prints anything that a client yields. `clocked`: it comes now, and when that is shown to people."""
     if as_json:
         return lambda item: print_json_line(item_json(item))
     if sys.stdout.isatty():
         out = console()
-        return lambda item: out.print(text(*item_parts(item)), soft_wrap=True)
+        return lambda item: out.print(text(*item_parts(item, clocked=clocked)), soft_wrap=True)
 
     def write(item: Any) -> None:
-        sys.stdout.write(item_line(item) + "\n")
+        sys.stdout.write(item_line(item, clocked=clocked) + "\n")
         sys.stdout.flush()
 
     return write

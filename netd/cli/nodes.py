@@ -39,9 +39,9 @@ def nodes() -> None:
     else:
         out.print(text("Redis at ", redis["url"], ": ", ("away", "bold red"), " (see netctl health)"))
         print_indented(out, redis["why"] or "")
-    columns = [Column("NODE", narrow="wrap", style="bold"), Column("ADDRESS", spare=2)]
-    columns += [Column("VERSION", spare=3), Column("SESSIONS", "right"), Column("CHANNELS", "right", spare=1)]
-    columns += [Column("QUEUE", "right"), Column("LAG", "right", spare=1), Column("SEEN", "right")]
+    columns = [Column("NODE", narrow="wrap", style="bold"), Column("ADDRESS", spare=3)]
+    columns += [Column("VERSION", spare=4), Column("SESSIONS", "right"), Column("CHANNELS", "right", spare=2)]
+    columns += [Column("QUEUE", "right", spare=1), Column("LAG", "right", spare=2), Column("SEEN", "right")]
     names = [one["name"] for one in found["nodes"]]
     rows = [
         (

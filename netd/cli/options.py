@@ -18,12 +18,8 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from netd.client import shapes
     from netd.client.control import ControlClient
     from netd.errors import NetdError
-
-COMPLETION = 1.0
-"""Seconds in which a completion asks the daemon: a person waits with a finger on the Tab key."""
 
 T = TypeVar("T")
 C = TypeVar("C", bound="Callable[..., Any]")
@@ -70,13 +66,28 @@ def json_option(command: C) -> C:
     )(command)
 
 
+def limit_option(most: int, default: int = 100) -> Callable[[C], C]:
+    """Give a command --limit: how much of a list is shown."""
+    return click.option(
+        "--limit",
+        "-n",
+        type=click.IntRange(1, most),
+        default=default,
+        show_default=True,
+        metavar="N",
+        help="Show at most N.",
+    )
+
+
 def _note_json(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value:
         ctx.ensure_object(Invocation).json = True
 
 
 def _note_socket(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
-    if value:
+    if value == "":  # a variable that is not set: another daemon than the default is meant
+        raise click.UsageError("cannot use '' as a socket: give its path, or leave --socket out", ctx)
+    if value is not None:
         ctx.ensure_object(Invocation).socket = value
 
 
@@ -150,21 +161,3 @@ async def by_id(answer: Awaitable[T], **ids: tuple[str, str | None, str]) -> T:
         if error.status not in (400, 422) or id is None:
             raise
         raise not_found(f"cannot find {what} {id!r}: no such {what} id ({where} lists them)") from error
-
-
-def complete_services(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Service names for the shell's completion; none while the daemon cannot be asked."""
-    import trio
-
-    from netd.errors import NetdError
-
-    async def ask(client: ControlClient) -> list[shapes.Unit]:
-        with trio.fail_after(COMPLETION):
-            return await client.services()
-
-    try:
-        with ctx.scope(cleanup=False):
-            units = call(ask)
-    except (NetdError, trio.TooSlowError):
-        return []  # a completion has nowhere to say why: it would be printed into the middle of the prompt
-    return [unit["name"] for unit in units if unit["name"].startswith(incomplete)]

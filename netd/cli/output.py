@@ -4,9 +4,9 @@ Rules:
 - every string that comes from the daemon passes `printable`: names of routers and reasons of clients are written by
   strangers, and a terminal obeys what it is sent;
 - colour only on a terminal, never with NO_COLOR (rich sees to both); no state is told by colour alone;
-- on a terminal a table gives way at its flexible columns, and then does without its least important ones; ids and
-  addresses are never cut: rather is a line too long (print such a table with crop=False). Into a file or a pipe it
-  is as wide as it needs to be.
+- on a terminal a table gives way at its flexible columns, then does without its least important ones, and then breaks
+  words where cells wrap; ids and addresses are never cut: rather is a line too long (print such a table with
+  crop=False). Into a file or a pipe it is as wide as it needs to be.
 
 rich is imported when the first table is made.
 """
@@ -20,6 +20,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from netd.cli.main import columns_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _UNLIMITED = 4096  # columns, for output that no terminal shows
-_LEAST_CUT = 8  # columns of a cell that may be cut
-_LONGEST_WORD = 48  # columns of a word that is not broken: an IPv6 address with its port has 47
+_LEAST_CUT = 8  # columns of a cell that may be cut, or whose words may be broken
+_LONGEST_WORD = 48  # columns of a word that is not broken where there is room: an IPv6 address with its port has 47
+_DUMB_HEIGHT = 25  # lines; what rich assumes, and wants to be told if it is told the width
 _GAP = 2  # columns between columns
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -76,7 +79,15 @@ def console(*, stderr: bool = False) -> Console:
 
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or os.environ.get("COLUMNS") else _UNLIMITED
-    return Pipe(stderr=stderr, width=width, markup=False, highlight=False, emoji=False, soft_wrap=False)
+    height = None
+    if stream.isatty() and is_dumb():
+        width, height = columns_of(stream), _DUMB_HEIGHT  # rich takes every dumb terminal for one of 80 columns
+    return Pipe(stderr=stderr, width=width, height=height, markup=False, highlight=False, emoji=False, soft_wrap=False)
+
+
+def is_dumb() -> bool:
+    """Whether the terminal can do nothing but show what it gets (TERM=dumb): no colour, and no line is rewritten."""
+    return os.environ.get("TERM", "").lower() in ("dumb", "unknown")
 
 
 @dataclass(frozen=True)
@@ -157,6 +168,11 @@ def _fit(columns: Sequence[Column], texts: Sequence[Sequence[str]], room: int) -
         if not columns[spare].spare:
             break
         kept.remove(spare)
+    for index in kept:
+        if columns[index].narrow == "wrap" and left < 0:
+            folded = min(-left, max(0, least[index] - max(cell_len(columns[index].title), _LEAST_CUT)))
+            least[index] -= folded
+            left += folded
     widths = {index: least[index] for index in kept}
     missing = {index: max(map(cell_len, texts[index])) - least[index] for index in kept}
     for served, index in enumerate(sorted(kept, key=missing.__getitem__)):  # who wants little gets all of it

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from netd import __version__
-from netd.cli.main import NOUNS, page, silence, version
+from netd.cli.main import NOUNS, columns_of, page, silence, version
 from netd.cli.options import Invocation, common_options
+from netd.cli.pages import fitted
 from netd.errors import NetdError, RequestFailed
 
 if TYPE_CHECKING:
@@ -41,10 +42,10 @@ class Root(click.Group):
             return None
         command = getattr(importlib.import_module(f"netd.cli.{cmd_name}"), cmd_name)
         assert isinstance(command, click.Command)
-        return command
+        return fitted(command)
 
     def get_help(self, ctx: click.Context) -> str:
-        return page().rstrip()
+        return page(columns_of(sys.stdout)).rstrip()
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from netd.cli.changes import carry_out, wait_options
-from netd.cli.options import call, common_options, complete_services, invocation
+from netd.cli.options import call, common_options, invocation
+from netd.cli.targets import complete_services
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -114,9 +115,9 @@ def _table(units: Sequence[shapes.Unit], width: int) -> Table:
 def _state(unit: shapes.Unit) -> Text:
     from netd.cli.output import STATE_STYLES, text
 
-    word = unit["state"] if unit.get("enabled", True) else f"{unit['state']} (disabled)"
-    dot = "○" if unit["state"] == "stopped" else "●"
-    return text((f"{dot} {word}", STATE_STYLES.get(unit["state"], "")))
+    stopped = unit["state"] == "stopped"
+    word = unit["state"] if unit.get("enabled", True) else "disabled" if stopped else f"{unit['state']} (disabled)"
+    return text((f"{'○' if stopped else '●'} {word}", STATE_STYLES.get(unit["state"], "")))
 
 
 def _trouble(unit: shapes.Unit) -> str:

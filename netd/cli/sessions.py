@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from netd.cli.data import message_options, operation_data, read_data
-from netd.cli.options import call, common_options, invocation
+from netd.cli.options import call, common_options, invocation, limit_option
 from netd.cli.targets import channel_name, complete_sessions, complete_transports, session_id, target_of
 
 if TYPE_CHECKING:
@@ -40,22 +40,14 @@ def sessions(ctx: click.Context) -> None:
 )
 @click.option("--tag", metavar="KEY=VALUE", help="Only sessions with this tag.")
 @click.option("--name", metavar="NAME", help="Only sessions of this name.")
-@click.option(
-    "--limit",
-    "-n",
-    type=click.IntRange(1, 1_000_000),
-    default=100,
-    show_default=True,
-    metavar="N",
-    help="Show at most N.",
-)
+@limit_option(1_000_000)
 @common_options
 def list_sessions(
     transport: str | None = None, tag: str | None = None, name: str | None = None, limit: int = 100
 ) -> None:
     """The sessions, in the order of their coming."""
     if tag is not None and "=" not in tag:
-        raise click.UsageError('write --tag as "KEY=VALUE"')
+        raise click.UsageError(f"cannot use tag {tag!r}: write KEY=VALUE")
 
     async def ask(client: ControlClient) -> tuple[list[shapes.SessionRow], int]:
         every = client.every_session(most=limit, transport=transport, tag=tag, name=name)
@@ -86,7 +78,7 @@ def list_sessions(
 def show(target: str, with_path: bool, with_tcp: bool, max_hops: int | None) -> None:
     """One session whole; with --path its path, with --tcp its connection. --path needs write access."""
     if max_hops is not None and not with_path:
-        raise click.UsageError("--max-hops goes with --path")
+        raise click.UsageError("cannot use --max-hops without --path")
 
     async def ask(client: ControlClient) -> dict[str, Any]:
         chosen = await session_id(client, target)
@@ -162,7 +154,9 @@ def print_delivered(answer: Mapping[str, Any]) -> None:
         print_json(answer)
     else:
         remark = f" ({printable(answer['remark'])})" if answer.get("remark") else ""
-        click.echo(f"delivered to {counted(answer['delivered'], 'session')}{remark}")
+        delivered = answer.get("delivered")
+        told = "sent to all machines" if delivered is None else f"delivered to {counted(delivered, 'session')}"
+        click.echo(told + remark)
 
 
 # --- looks ------------------------------------------------------------------------------------------------------------

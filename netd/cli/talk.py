@@ -15,9 +15,9 @@ import trio
 
 from netd.cli.data import operation_data
 from netd.cli.dial import warn
-from netd.cli.lines import lines_of_stdin
+from netd.cli.lines import TYPED, lines_of_stdin
 from netd.cli.message_view import client_json, client_rows, writer
-from netd.cli.output import Column, console, print_json_line, printable, table
+from netd.cli.output import Column, console, is_dumb, print_json_line, printable, table
 from netd.cli.targets import channel_bytes
 from netd.client.subscription import Gap
 from netd.errors import ClientError, NetdError, RequestFailed
@@ -136,15 +136,14 @@ async def connect(
     linger: float,
     as_json: bool,
     plain: Callable[[bytes], Awaitable[None]] | None = None,
-    prompt: bool = False,
 ) -> int:
     """Lines from standard input out, what comes to standard output. 1 if something was refused.
 
-    `plain`: what sends a line that is no operation. `prompt`: ask for lines, where a person sits at a terminal.
+    `plain`: what sends a line that is no operation. Where a person sits at a terminal, lines are asked for.
     """
     async with made as client, trio.open_nursery() as nursery:
         by_hand = sys.stdin is not None and sys.stdin.isatty()
-        talk = _Talk(client, plain, as_json, prompt and by_hand and sys.stdout.isatty() and not as_json)
+        talk = _Talk(client, plain, as_json, by_hand)
         nursery.start_soon(say_states, client, talk.warn)
         nursery.start_soon(talk.show)
         try:
@@ -153,7 +152,7 @@ async def connect(
                 talk.remark(f"session {welcome.session} at {welcome.server} {welcome.version}; /help lists commands")
             talk.ask()
             async for line in (lines := lines_of_stdin()):
-                if not await talk.line(line):
+                if not await talk.line(line, ended=not lines.over):
                     break
                 if not lines.waiting:  # typed ahead
                     talk.ask()
@@ -167,6 +166,9 @@ async def connect(
     return 1 if talk.refused and not by_hand else 0
 
 
+_CUT = f"cannot send this line: a terminal keeps {TYPED} bytes and throws the rest away; give it from a file (< FILE)"
+
+
 class _Talk:
     """One conversation by hand."""
 
@@ -175,13 +177,15 @@ class _Talk:
         client: OperationsClient,
         plain: Callable[[bytes], Awaitable[None]] | None,
         as_json: bool,
-        prompts: bool,
+        by_hand: bool,
     ) -> None:
         self._client = client
         self._plain = plain
         self._as_json = as_json
         self._write = writer(as_json)
-        self._prompts = prompts
+        self._write_kept = writer(as_json, clocked=False)
+        self._by_hand = by_hand
+        self._prompts = by_hand and sys.stdout.isatty() and not is_dumb() and not as_json
         self._asked = False
         """Whether the line on which the cursor stands is our prompt."""
         self._patience = math.inf
@@ -242,9 +246,14 @@ class _Talk:
         if not self._as_json:
             click.echo(f"-- {printable(sentence)}")
 
-    async def line(self, line: bytes) -> bool:
-        """One line of input; False: the person wants to leave."""
-        self._asked = False  # its end went to the terminal
+    async def line(self, line: bytes, *, ended: bool) -> bool:
+        """One line of input; False: the person wants to leave. `ended`: its end was read, and so is shown."""
+        if not ended:
+            self.leave()
+        self._asked = False
+        if self._by_hand and len(line) >= TYPED:
+            self._complain(_CUT)
+            return True
         if self._plain is not None:
             await self._plain(line)
             return True
@@ -360,7 +369,7 @@ class _Talk:
         (channel,) = _words(rest, "/history CHANNEL", 1)
         kept = await self._client.history(channel)
         for message in kept.messages:
-            self._write(message)
+            self._write_kept(message)
         self._done(f"{len(kept.messages)} kept, at {kept.epoch}:{kept.offset}", epoch=kept.epoch, offset=kept.offset)
 
     async def _ping(self, rest: str) -> None:
@@ -382,8 +391,8 @@ class _Talk:
             self.remark("nobody")
             return
         out = console()
-        columns = [Column("SESSION", style="bold"), Column("NAME", narrow="cut"), Column("TRANSPORT", spare=1)]
-        out.print(table([*columns, Column("TAGS", narrow="wrap", spare=2)], rows, width=out.width), crop=False)
+        columns = [Column("SESSION", style="bold"), Column("NAME", narrow="cut", spare=1), Column("TRANSPORT", spare=2)]
+        out.print(table([*columns, Column("TAGS", narrow="wrap", spare=3)], rows, width=out.width), crop=False)
         sys.stdout.flush()
 
     _COMMANDS: dict[str, Callable[[_Talk, str], Awaitable[None]]] = {  # noqa: RUF012  # never changed

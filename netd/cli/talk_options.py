@@ -47,10 +47,11 @@ linger_option = click.option(
 TALKING = """Talk by hand: lines go out, what comes is printed. Input may be a pipe.
 
     \b
-    /sub CHANNEL         hear a channel, or all that match (a:b.*)
+    /sub CHANNEL         hear a channel
+    /sub a:b.*           or all that match
     /unsub CHANNEL       no longer
     /pub CHANNEL TEXT    publish
-    /use CHANNEL         lines are published there
+    /use CHANNEL         lines go there
     /direct WHOM TEXT    to sessions
     /broadcast TEXT      to everybody
     /list [CHANNEL]      who is connected
@@ -70,13 +71,13 @@ def check_listening(how: dict[str, Any], channels: tuple[str, ...]) -> None:
     recover = how["recover"]
     for name in ("pattern", "presence", "recover"):
         if how[name] and not channels:
-            raise click.UsageError(f"--{name} goes with a CHANNEL")
+            raise click.UsageError(f"cannot use --{name} without a CHANNEL")
     for name in ("presence", "recover"):
         if how[name] and how["pattern"]:
-            raise click.UsageError(f"--{name} goes without --pattern: it is of one channel")
+            raise click.UsageError(f"cannot use --{name} with --pattern: it is of one channel")
     if recover not in (None, "start"):
         if len(channels) > 1:
-            raise click.UsageError("a position is one channel's: give a single CHANNEL with --recover")
+            raise click.UsageError("cannot use --recover with many CHANNELs: a position is one channel's")
         how["recover"] = _position(recover)
 
 

@@ -1,4 +1,4 @@
-"""How people name sessions and channels on a command line, and how a shell completes them.
+"""How people name sessions and channels on a command line, and how a shell completes them and services.
 
     ID            a session's id, or as much of its beginning as only one has
     name:NAME     sessions of a name            tag:KEY=VALUE   sessions with a tag
@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from netd.cli import options
+import click
+
 from netd.cli.options import call, not_found
 from netd.errors import NetdError, RequestFailed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    import click
-
     from netd.client.control import ControlClient
+
+COMPLETION = 1.0
+"""Seconds in which a completion asks the daemon: a person waits with a finger on the Tab key."""
 
 _ID = 36  # characters of a whole one
 _COMPLETED = 50  # words offered to a shell
@@ -28,6 +30,7 @@ _WHERE = "netctl sessions lists them"
 
 async def target_of(client: ControlClient, text: str) -> str:
     """What the daemon takes for `text`: names and tags as they are, an id whole."""
+    _check(text)
     if text.startswith(("name:", "tag:")) or len(text) >= _ID:
         return text
     return await session_id(client, text)
@@ -35,6 +38,7 @@ async def target_of(client: ControlClient, text: str) -> str:
 
 async def session_id(client: ControlClient, text: str) -> str:
     """The id of the one session that `text` stands for. RequestFailed if there is none, or more than one."""
+    _check(text)
     if text.startswith("name:"):
         page = await client.sessions(name=text.removeprefix("name:"), limit=2)
     elif text.startswith("tag:"):
@@ -51,6 +55,11 @@ async def session_id(client: ControlClient, text: str) -> str:
     if len(found) > 1:
         raise RequestFailed("invalid", f"cannot tell which session {text!r} is: several are ({_WHERE})", status=400)
     return found[0]
+
+
+def _check(text: str) -> None:
+    if text.startswith("tag:") and "=" not in text:
+        raise click.UsageError(f"cannot find session {text!r}: write tag:KEY=VALUE")
 
 
 def channel_bytes(text: str) -> bytes:
@@ -79,7 +88,7 @@ def _words(ctx: click.Context, ask: Callable[[ControlClient], Awaitable[list[str
     import trio
 
     async def in_time(client: ControlClient) -> list[str]:
-        with trio.fail_after(options.COMPLETION):
+        with trio.fail_after(COMPLETION):
             return await ask(client)
 
     try:
@@ -121,5 +130,14 @@ def complete_channels(ctx: click.Context, parameter: click.Parameter, incomplete
     async def ask(client: ControlClient) -> list[str]:
         rows = (await client.channels(prefix=incomplete, limit=_COMPLETED))["channels"]
         return [row["name"] for row in rows if row["name"]]
+
+    return _words(ctx, ask)
+
+
+def complete_services(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Names of services."""
+
+    async def ask(client: ControlClient) -> list[str]:
+        return [unit["name"] for unit in await client.services() if unit["name"].startswith(incomplete)]
 
     return _words(ctx, ask)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from netd.cli.options import call, common_options, invocation
+from netd.cli.options import call, common_options, invocation, limit_option
 
 if TYPE_CHECKING:
     from netd.client import shapes
@@ -23,9 +23,7 @@ def tokens(ctx: click.Context) -> None:
 
 
 @tokens.command("list")
-@click.option(
-    "--limit", "-n", type=click.IntRange(1, 1000), default=100, show_default=True, metavar="N", help="Show at most N."
-)
+@limit_option(1000)
 @common_options
 def list_revoked(limit: int = 100) -> None:
     """The tokens that are revoked."""
@@ -61,7 +59,7 @@ def list_revoked(limit: int = 100) -> None:
 def revoke(sub: str | None, jti: str | None, days: float) -> None:
     """Take tokens no more, and end the sessions that have them. Needs write access."""
     if (sub is None) == (jti is None):
-        raise click.UsageError("give either --sub or --jti")
+        raise click.UsageError("cannot tell which tokens to revoke: give either --sub or --jti")
     done = call(lambda client: client.token_revoke(sub=sub, jti=jti, seconds=days * 86_400))
     from netd.cli.output import counted, print_json
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from netd.cli.options import by_id, call, common_options, invocation
+from netd.cli.options import by_id, call, common_options, invocation, limit_option
 
 if TYPE_CHECKING:
     from netd.client.control import ControlClient
@@ -33,7 +33,7 @@ def trace() -> None:
 def watch(count: int | None, once: bool, recent: int) -> None:
     """Clients as they connect and their hops as they are found; into a pipe or file, one line an event."""
     if once and count not in (None, 1):
-        raise click.UsageError("give either --count or --once")
+        raise click.UsageError("cannot use --count with --once: give one of them")
     from netd.cli import trace_live
 
     as_json = invocation().json
@@ -76,9 +76,7 @@ def run(target: str, rounds: int, interval: float, max_hops: int | None, send: s
 
 
 @trace.command("list")
-@click.option(
-    "--limit", "-n", type=click.IntRange(1, 1000), default=20, show_default=True, metavar="N", help="Show at most N."
-)
+@limit_option(1000, 20)
 @click.option("--client", metavar="ID", help="Only traces of this client.")
 @click.option("--before", metavar="ID", help="Only traces before this one: to read on.")
 @common_options

@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import re
@@ -66,7 +67,7 @@ class Table(typing.NamedTuple):
 
 def keys(model: type[BaseModel], default: BaseModel | None = None) -> list[Key]:
     """The keys of a table, tables among them, in the model's order. `default` overrules the model's own defaults."""
-    schema = model.model_json_schema()["properties"]
+    schema = _schemas(model)
     found = []
     for name, declared in model.model_fields.items():
         if default is not None:
@@ -77,6 +78,13 @@ def keys(model: type[BaseModel], default: BaseModel | None = None) -> list[Key]:
             value = declared.get_default(call_default_factory=True)
         found.append(Key(name, model, value, schema[name]))
     return found
+
+
+@functools.cache  # a thousand times for a dozen pages, and nearly all of their time
+def _schemas(model: type[BaseModel]) -> dict[str, dict[str, typing.Any]]:
+    """The JSON schema of each key."""
+    properties: dict[str, dict[str, typing.Any]] = model.model_json_schema()["properties"]
+    return properties
 
 
 def tables(model: type[BaseModel] = Settings, path: str = "", default: BaseModel | None = None) -> list[Table]:

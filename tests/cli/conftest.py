@@ -19,7 +19,7 @@ def api(tmp_path):
 @pytest.fixture(autouse=True)
 def _patient_completion(monkeypatch):
     """A machine that is busy with other tests may be slower than a person with a finger on the Tab key is patient."""
-    monkeypatch.setattr("netd.cli.options.COMPLETION", 60.0)
+    monkeypatch.setattr("netd.cli.targets.COMPLETION", 60.0)
 
 
 @pytest.fixture

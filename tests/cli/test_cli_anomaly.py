@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
+from tests.cli.conversation import words
 from tests.cli.test_cli_sessions import ALICE, page
-from tests.cli.test_cli_trace import words
 
 ODD = {
     "session": ALICE["id"],

@@ -35,7 +35,7 @@ from netd.wire.messages import (
     Subscribe,
     channel_of,
 )
-from tests.cli.test_cli_framed import CONNECTION, STATUS, hub, lines_of, words
+from tests.cli.conversation import CONNECTION, STATUS, Terminal, hub, lines_of, words
 from tests.support.authority import Authority, serving
 from tests.support.brokerpeer import BrokerLink, BrokerPeer
 from tests.support.framedpeer import PATIENCE
@@ -120,6 +120,9 @@ def test_where_clients_of_this_machine_connect(address, tls, url):
         ["bench", "--format", "json"],
         ["connect", "--echo"],
         ["bench", "--size", "1"],
+        ["publish", "a", "x", "--url", ""],
+        ["connect", "--url", "wss://h:1", "--ca", __file__],
+        ["connect", "--plain", "a", "--url", "wss://h:1", "--ca", __file__],
     ],
 )
 def test_misuse_ends_with_2(netctl, arguments):
@@ -476,35 +479,21 @@ def test_a_terminal_that_is_gone_is_the_end_of_input():
 
 def test_connect_on_a_terminal_prompts_and_leaves_at_ctrl_c():
     with served(BrokerPeer(), hub) as url:
-        screen, inner = pty.openpty()
-        command = [sys.executable, "-W", "error", "-m", "netd.cli.main", "broker", "connect", "--url", url]
-        environment = {**os.environ, "TERM": "xterm"}
-        environment.pop("NO_COLOR", None)
-        process = subprocess.Popen(command, stdin=inner, stdout=inner, stderr=inner, env=environment)
-        os.close(inner)
-        written = ""
-
-        def read_until(pattern: str) -> None:
-            nonlocal written
-            while not re.search(pattern, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written)):
-                written += os.read(screen, 65536).decode()
-
-        read_until("/help lists commands\r\n> ")
-        os.write(screen, b"/use public:a\n")
-        read_until("public:a> ")
-        os.write(screen, b"/use\n")
-        os.write(screen, b"hello app\n")
-        read_until("application  hello app\r\n> ")
-        assert "> > " not in written
-        os.write(screen, b"half a li")
-        read_until("half a li$")
-        os.write(screen, b"\x12")  # Ctrl-R, as --help says
-        read_until("\\^R\r\nhalf a li$")
-        assert "\x1b[32mapplication" in written
-        process.send_signal(signal.SIGINT)
-        assert process.wait(PATIENCE) == 130
-        os.close(screen)
-    assert "Traceback" not in written
+        terminal = Terminal("broker", "connect", "--url", url)
+        terminal.read_until("/help lists commands\r\n> ")
+        terminal.type("/use public:a\n")
+        terminal.read_until("public:a> ")
+        terminal.type("/use\n")
+        terminal.type("hello app\n")
+        terminal.read_until("application  hello app\r\n> ")
+        assert "> > " not in terminal.written
+        terminal.type("half a li")
+        terminal.read_until("half a li$")
+        terminal.type("\x12")  # Ctrl-R, as --help says
+        terminal.read_until("\\^R\r\nhalf a li$")
+        assert "\x1b[32mapplication" in terminal.written
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.end() == 130
 
 
 # --- what it costs ----------------------------------------------------------------------------------------------------

@@ -7,8 +7,7 @@ import time
 
 import pytest
 
-from tests.cli.test_cli_sessions import completed
-from tests.cli.test_cli_trace import words
+from tests.cli.conversation import completed, words
 from tests.support.fakeapi import Answer
 
 NOW = time.time()
@@ -41,6 +40,14 @@ def test_a_list_fits_the_terminal(api, netctl):
     said = netctl("channels", COLUMNS="80").stdout
     assert max(map(len, said.splitlines())) <= 80
     assert words(said) == ["CHANNEL SUBSCRIBERS HISTORY OFFSET EPOCH", "chat:a 2 5 7 e-1", r"\xff\x00 0"]
+
+
+def test_on_a_narrow_terminal_a_long_name_is_broken_and_none_of_it_lost(api, netctl):
+    name = "public:" + ".".join(f"room-{number}" for number in range(12))
+    api.answer("GET", "/v1/channels", {"channels": [CHAT | {"name": name}], "next": None})
+    said = netctl("channels", COLUMNS="40").stdout.splitlines()
+    assert max(map(len, said)) <= 40
+    assert "".join(line[:27].strip() for line in said[1:]) == name
 
 
 def test_some_of_them(api, netctl):

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
+import termios
+from typing import TYPE_CHECKING
 
 import click
 import pytest
@@ -17,13 +21,16 @@ from netd.cli import main
 from netd.cli.root import root
 from tests.support.fakeapi import FakeApi, sse
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 HEAVY = ("httpx", "trio", "rich", "pydantic", "fastapi", "structlog", "tomlkit", "prometheus_client")
 
 
 def netctl(*arguments: str, **how):
     """A run of netctl as a process."""
     command = [sys.executable, "-W", "error", "-m", "netd.cli.main", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **how)
+    return subprocess.run(command, **{"capture_output": True, "text": True, "timeout": 60, "check": False} | how)
 
 
 def loaded_by(*arguments: str) -> set[str]:
@@ -65,6 +72,62 @@ def test_the_page_lists_every_noun_fits_a_terminal_and_agrees_with_click():
             assert main.NOUNS[noun] in page
         options = {name for parameter in root.params for name in parameter.opts} | {"--help"}
     assert options == {option.split()[0] for option in main.OPTIONS}
+
+
+@pytest.mark.parametrize("columns", [40, 57, 80, 200])
+def test_the_page_fits_the_terminal_and_says_the_same_in_each(columns):
+    page = main.page(columns)
+    assert max(len(line) for line in page.splitlines()) <= min(columns, 80)
+    assert page.split() == main.page().split()
+
+
+def test_the_page_fits_the_terminal_that_it_is_printed_on():
+    assert netctl("--help", env=os.environ | {"COLUMNS": "40"}).stdout == main.page(40)
+    assert netctl("--json", "--help", env=os.environ | {"COLUMNS": "40"}).stdout == main.page(40)
+    screen, inner = pty.openpty()
+    termios.tcsetwinsize(inner, (24, 40))
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    misused = netctl(env=environment, stderr=inner, stdout=None, capture_output=False)
+    assert misused.returncode == 2
+    assert os.read(screen, 65536).decode().replace("\r", "") == main.page(40)
+    os.close(inner)
+    os.close(screen)
+
+
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_a_table_fits_the_terminal_that_it_is_printed_on(tmp_path, term):
+    unit = {"name": "trace", "state": "running", "restarts": 0, "addresses": ["192.0.2.1:8080", "192.0.2.2:8080"]}
+    api = FakeApi(tmp_path).answer("GET", "/v1/services", {"services": [unit]})
+    screen, inner = pty.openpty()
+    termios.tcsetwinsize(inner, (24, 40))
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"} | {"TERM": term}
+    with api.serving():
+        ended = netctl(
+            "--socket", str(api.socket), "services", env=environment, stdout=inner, stderr=None, capture_output=False
+        )
+    assert ended.returncode == 0
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", os.read(screen, 65536).decode()).splitlines()
+    assert max(map(len, lines)) <= 40
+    assert lines[1].split() == ["trace", "●", "running", "192.0.2.1:8080,"]
+    os.close(inner)
+    os.close(screen)
+
+
+def every_command(command: click.Command = root, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    yield words
+    if isinstance(command, click.Group):
+        with click.Context(command) as ctx:
+            for name in command.list_commands(ctx):
+                yield from every_command(command.get_command(ctx, name), (*words, name))
+
+
+@pytest.mark.parametrize("words", [*every_command()], ids=" ".join)
+def test_a_commands_page_fits_the_terminal_and_leaves_nothing_out(words):
+    pages = [CliRunner().invoke(root, [*words, "--help"], env={"COLUMNS": str(width)}).stdout for width in (40, 80)]
+    for page, width in zip(pages, (40, 80), strict=True):
+        shown = [line for line in page.splitlines() if " > " not in line]  # commands to copy stay whole
+        assert max(len(line) for line in shown) <= width
+    assert pages[0].split() == pages[1].split()
 
 
 def test_help_is_the_same_page_whichever_way_it_is_asked_for(tmp_path):
@@ -113,6 +176,40 @@ def test_no_daemon_is_one_sentence_and_its_own_exit_code(tmp_path):
     assert ended.stdout == ""
     assert ended.stderr.startswith("netctl: cannot reach the daemon: there is no socket")
     assert ended.stderr.count("\n") == 1
+
+
+def test_an_empty_socket_is_a_mistake_and_not_the_default(tmp_path):
+    ended = netctl("--socket", "", "status")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "Error: cannot use '' as a socket: give its path, or leave --socket out" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "misused",
+    [
+        ["broker", "connect", "--echo"],
+        ["broker", "subscribe", "--recover", "start"],
+        ["broker", "subscribe", "a", "b", "--recover", "e:1"],
+        ["broker", "subscribe", "a.*", "--pattern", "--presence"],
+        ["broker", "publish", "a", "x", "--token", "t", "--token-file", __file__],
+        ["broker", "publish", "a", "x", "--url", "ws://h:1", "--cert-key", __file__],
+        ["framed", "send", "h:1", "x", "--channel", "a", "--to", "b"],
+        ["framed", "send", "h:1", "x", "--channel", "a", "--answer"],
+        ["channels", "history", "a", "--since", "b"],
+        ["config", "set", "a"],
+        ["health", "--wait", "1"],
+        ["log", "level", "--logger", "netd"],
+        ["log", "level", "info", "--reset"],
+        ["sessions", "list", "--tag", "a"],
+        ["sessions", "show", "a", "--max-hops", "3"],
+        ["tokens", "revoke"],
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_meant_is_said_as_every_error_is(misused):
+    said = CliRunner().invoke(root, misused)
+    assert said.exit_code == 2
+    assert "\nError: cannot " in said.stderr
 
 
 def test_whether_the_socket_may_be_used_is_the_daemons_sentence_not_misuse(tmp_path, monkeypatch):

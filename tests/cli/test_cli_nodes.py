@@ -23,6 +23,7 @@ def test_the_table(api, netctl):
     assert heads.split() == ["NODE", "ADDRESS", "VERSION", "SESSIONS", "CHANNELS", "QUEUE", "LAG", "SEEN"]
     assert alpha.split()[:6] == ["alpha", "(here)", "10.0.0.1", "1.2.3", "12", "3"]
     assert beta.split()[0] == "beta"
+    assert max(map(len, netctl("nodes", COLUMNS="40").stdout.splitlines())) <= 40
     assert json.loads(netctl("nodes", "--json").stdout) == TWO
 
 

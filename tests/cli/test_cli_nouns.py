@@ -125,7 +125,19 @@ def test_on_a_narrow_terminal_addresses_stay_whole_and_restarts_go_first(api, ne
     assert "● running" in said
     assert "RESTARTS" not in said
     assert "RESTARTS" in netctl("services", COLUMNS="90").stdout
-    assert addresses[0] in netctl("services", COLUMNS="40").stdout, "rather too wide than cut"
+    narrowest = netctl("services", COLUMNS="40").stdout
+    assert max(len(line) for line in narrowest.splitlines()) <= 40
+    heading, *rows = narrowest.splitlines()
+    listening = "".join(row[heading.index("LISTENING") :] for row in rows)
+    assert "".join(listening.split()) == ",".join(addresses), "broken, but not cut"
+
+
+def test_a_disabled_service_is_not_one_that_somebody_stopped(api, netctl):
+    stopped = UNIT | {"state": "stopped", "addresses": []}
+    units = [stopped, stopped | {"enabled": False}, UNIT | {"enabled": False}]
+    api.answer("GET", "/v1/services", {"services": units})
+    shown = netctl("services").stdout
+    assert re.findall(r"[○●] \w+(?: \(\w+\))?", shown) == ["○ stopped", "○ disabled", "● running (disabled)"]
 
 
 def test_on_a_narrow_terminal_ids_of_changes_stay_whole(api, netctl):

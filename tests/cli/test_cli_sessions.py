@@ -8,7 +8,8 @@ import time
 import pytest
 
 from netd.cli.tcp_view import lines
-from tests.cli.test_cli_trace import RECORD, words
+from tests.cli.conversation import completed, words
+from tests.cli.test_cli_trace import RECORD
 
 NOW = time.time()
 ALICE = {
@@ -119,6 +120,9 @@ def test_some_of_them(api, netctl):
     assert said.stdout == "no sessions of that kind\n"
     assert dict(api.requests[0].query) == {"limit": "7", "transport": "quic", "tag": "a=b", "name": "x"}
     assert netctl("sessions", "list", "--tag", "a").exit_code == 2
+    for arguments in (["show", "tag:a"], ["kick", "tag:a"], ["send", "tag:a", "x"]):
+        said = netctl("sessions", *arguments)
+        assert (said.exit_code, "cannot find session 'tag:a': write tag:KEY=VALUE" in said.stderr) == (2, True)
 
 
 def test_pages_are_asked_for_until_there_are_enough(api, netctl):
@@ -296,16 +300,6 @@ def test_what_cannot_be_sent_is_misuse(api, netctl):
 
 
 # --- completion -------------------------------------------------------------------------------------------------------
-
-
-def completed(api, *typed: str) -> list[str]:
-    from click.shell_completion import ShellComplete
-
-    from netd.cli.root import root
-
-    arguments = ["--socket", str(api.socket), *typed[:-1]]
-    found = ShellComplete(root, {}, "netctl", "_NETCTL_COMPLETE").get_completions(arguments, typed[-1])
-    return [one.value for one in found]
 
 
 def test_ids_names_and_tags_are_completed(api):

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from netd.cli.trace_view import screen
 from netd.cli.trace_watch import Watch
+from tests.cli.conversation import words
 from tests.support.fakeapi import Answer, FakeApi, sse
 
 NOW = time.time()
@@ -85,11 +86,6 @@ RECORD = {
         },
     ],
 }
-
-
-def words(text: str) -> list[str]:
-    """The lines of a table without what lines them up."""
-    return [" ".join(line.split()) for line in text.splitlines()]
 
 
 # --- the history ------------------------------------------------------------------------------------------------------

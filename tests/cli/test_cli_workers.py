@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tests.cli.test_cli_trace import words
+from tests.cli.conversation import words
 
 CHAT = {
     "id": 3,
