@@ -20,7 +20,7 @@ from netd.hub.outbox import NORMAL_PRIORITY, Chunk
 from netd.wire import rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from netd.hub.encoding import Encoder
     from netd.hub.outbox import Outbox
@@ -162,10 +162,10 @@ class Batch:
                 break  # it takes nothing in any more
         return taken
 
-    def delivered(self) -> list[int]:
-        """How many outboxes took each of them."""
+    def delivered(self) -> Sequence[int | None]:
+        """How many outboxes took each of them; None: it is under way."""
         if self.reached is None:
-            return [each.delivered for each in self.publications()]
+            return [None if each.under_way else each.delivered for each in self.publications()]
         counts = self._counts
         if counts is None:
             return [self.reached // len(self)] * len(self)

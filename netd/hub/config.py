@@ -18,7 +18,7 @@ Rules:
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 
@@ -107,17 +107,15 @@ class Namespace(Section):
     """Sessions in one channel, or with one and the same subscription with wildcards; further ones are refused."""
 
 
-class Token(Section):
-    """One `[[hub.token]]` entry: a secret that a client shows, and what it permits where a rule says "token"."""
+class Permitted(Section):
+    """What a token may do where a rule says "token".
 
-    name: str = live(min_length=1, max_length=64, pattern=r"^[^\s\x00-\x1f\x7f]+$")
-    """What it is called in lists and refusals."""
-    secret: SecretStr | None = live(None)
-    """What the client shows in its hello: at least 16 characters. Either this or `file`."""
-    file: Path | None = live(None)
-    """A file that holds the secret, white space around it left out."""
+    Fields stand in the order of their bases, the last base first, and so does the manual: what tells tokens from each
+    other comes from a base behind this one.
+    """
+
     subscribe: Patterns = live(default_factory=list)
-    """Channels it may hear: names, or beginnings of names ("chat:*")."""
+    """Channels that the token may hear: names, or beginnings of names ("chat:*")."""
     publish: Patterns = live(default_factory=list)
     """Channels it may speak in."""
     presence: Patterns = live(default_factory=list)
@@ -133,6 +131,17 @@ class Token(Section):
     tags: dict[TagKey, Short] = live(default_factory=dict, max_length=MAX_TAGS)
     """Tags that its sessions have, whatever they say themselves, for as long as they have the token."""
 
+
+class _Secret(Section):
+    """How a `[[hub.token]]` is known."""
+
+    name: str = live(min_length=1, max_length=64, pattern=r"^[^\s\x00-\x1f\x7f]+$")
+    """What it is called in lists and refusals."""
+    secret: SecretStr | None = live(None)
+    """What the client shows in its hello: at least 16 characters. Either this or `file`."""
+    file: Path | None = live(None)
+    """A file that holds the secret, white space around it left out."""
+
     @model_validator(mode="after")
     def _one_secret(self) -> Self:
         if (self.secret is None) == (self.file is None):
@@ -142,12 +151,12 @@ class Token(Section):
         return self
 
 
-class Key(Section):
-    """One `[[hub.key]]` entry: a key that signed tokens (JWT) are verified with, and what these need to have.
+class Token(Permitted, _Secret):
+    """One `[[hub.token]]` entry: a secret that a client shows, and what it permits where a rule says "token"."""
 
-    A token permits what its claim `netd` says, in the words of `[[hub.token]]`, and what stands here. Its `sub` says
-    for whom it is: "NAME:SUB" is what lists and refusals call it, and SUB the name of a session that gives itself none.
-    """
+
+class _Signature(Section):
+    """How a `[[hub.key]]` verifies tokens."""
 
     name: str = live(min_length=1, max_length=64, pattern=r"^[^:\s\x00-\x1f\x7f]+$")
     """What it is called in lists and problems."""
@@ -171,29 +180,22 @@ class Key(Section):
     require_exp: bool = live(True)
     """Refuse tokens that do not say when they expire."""
     claims: bool = live(True)
-    """A token's claim `netd` is believed. False: it permits what stands here and no more."""
-    subscribe: Patterns = live(default_factory=list)
-    """Channels that every token of this key may hear: names, or beginnings of names ("chat:*")."""
-    publish: Patterns = live(default_factory=list)
-    """Channels it may speak in."""
-    presence: Patterns = live(default_factory=list)
-    """Channels of which it may ask who is there."""
-    history: Patterns = live(default_factory=list)
-    """Channels of which it may ask what was said, and be sent what it missed."""
-    direct: bool = live(False)
-    """It may send to other sessions."""
-    broadcast: bool = live(False)
-    """It may send to all sessions."""
-    clients: bool = live(False)
-    """It may ask which sessions there are."""
-    tags: dict[TagKey, Short] = live(default_factory=dict, max_length=MAX_TAGS)
-    """Tags that its sessions have, whatever they say themselves; those of the claim `netd` win over them."""
+    """A token's claim `netd` is believed, and its tags win over those that stand here. False: the token permits what
+    stands here and no more."""
 
     @model_validator(mode="after")
     def _one_secret(self) -> Self:
         if (self.secret is None) == (self.file is None):
             raise ValueError(f"cannot use the key {self.name!r}: give it either a secret or a file")
         return self
+
+
+class Key(Permitted, _Signature):
+    """One `[[hub.key]]` entry: a key that signed tokens (JWT) are verified with, and what these need to have.
+
+    A token permits what its claim `netd` says, in the words of `[[hub.token]]`, and what stands here. Its `sub` says
+    for whom it is: "NAME:SUB" is what lists and refusals call it, and SUB the name of a session that gives itself none.
+    """
 
 
 class HubConfig(Section):
@@ -209,7 +211,8 @@ class HubConfig(Section):
     token: list[Token] = live(default_factory=list, max_length=256)
     """`[[hub.token]]`: what clients may show to be permitted more."""
     key: list[Key] = live(default_factory=list, max_length=16)
-    """`[[hub.key]]`: keys of signed tokens (JWT), which clients may show as well."""
+    """`[[hub.key]]`: keys of signed tokens (JWT), which clients may show as well. A session may show ten tokens a
+    second, of either kind."""
 
     backplane: Literal["memory", "redis"] = fixed("memory")
     """memory: this machine is the whole hub. redis: machines that share a Redis are one hub (`[backplane]`); history is
@@ -241,7 +244,8 @@ class HubConfig(Section):
 
     # what all of them may cost
     max_sessions: int = live(100_000, ge=1, le=10_000_000)
-    """Sessions of all transports; further ones are turned away."""
+    """Sessions of all transports; further ones are turned away. Of sessions that ended as many are remembered, to be
+    resumed: the one that ended first is forgotten first."""
     max_channels: int = live(100_000, ge=1, le=10_000_000)
     """Channels with subscribers, and as many with history. Further subscriptions are refused; history makes room by
     forgetting the channel that was quiet longest."""
@@ -254,26 +258,11 @@ class HubConfig(Section):
     resume_seconds: float = live(60.0, ge=0, le=86_400)
     """How long a session that ended may be resumed, and a quiet channel keeps its place in history; 0: neither."""
 
-    @field_validator("namespace")
+    @field_validator("namespace", "token", "key")
     @classmethod
-    def _namespaces_once(cls, entries: list[Namespace]) -> list[Namespace]:
-        _once([entry.name for entry in entries])
+    def _names_once(cls, entries: list[Any]) -> list[Any]:
+        names = [entry.name for entry in entries]
+        for index, name in enumerate(names):
+            if (first := names.index(name)) != index:
+                raise ValueError(f"cannot have {name!r} twice (entries {first} and {index})")
         return entries
-
-    @field_validator("token")
-    @classmethod
-    def _tokens_once(cls, entries: list[Token]) -> list[Token]:
-        _once([entry.name for entry in entries])
-        return entries
-
-    @field_validator("key")
-    @classmethod
-    def _keys_once(cls, entries: list[Key]) -> list[Key]:
-        _once([entry.name for entry in entries])
-        return entries
-
-
-def _once(names: list[str]) -> None:
-    for index, name in enumerate(names):
-        if (first := names.index(name)) != index:
-            raise ValueError(f"cannot have {name!r} twice (entries {first} and {index})")

@@ -12,11 +12,11 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Annotated, Protocol
+from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from netd.hub.config import MAX_PATTERNS
+from netd.hub.config import MAX_PATTERNS, Permitted
 from netd.wire.messages import MAX_CHANNEL, MAX_NAME, MAX_TAGS
 
 CHANNEL_OPERATIONS = ("subscribe", "publish", "presence", "history")
@@ -75,6 +75,10 @@ class Grant:
     """Seconds since the epoch from which it permits nothing any more."""
     claims: Claims | None = None
     """Of a signed token: what its claims were. The token itself is not kept."""
+    given: bool = False
+    """The application has set it for the session, which has not shown it itself (orders.set_token)."""
+    lost: str = ""
+    """Of who has no token any more: which it was and why, for refusals ("token 'ed:alice': it has expired")."""
 
     @property
     def subject(self) -> str | None:
@@ -95,29 +99,8 @@ class Grant:
 ANONYMOUS = Grant()
 
 
-class Permitted(Protocol):
-    """What grants are made of: a `[[hub.token]]`, a `[[hub.key]]`, the claim `netd` of a signed token."""
-
-    @property
-    def subscribe(self) -> list[str]: ...
-    @property
-    def publish(self) -> list[str]: ...
-    @property
-    def presence(self) -> list[str]: ...
-    @property
-    def history(self) -> list[str]: ...
-    @property
-    def direct(self) -> bool: ...
-    @property
-    def broadcast(self) -> bool: ...
-    @property
-    def clients(self) -> bool: ...
-    @property
-    def tags(self) -> dict[str, str]: ...
-
-
 def grant(
-    sources: Iterable[Permitted],
+    sources: Iterable[Permitted | Permits],
     *,
     token: str,
     path: str,
@@ -125,7 +108,8 @@ def grant(
     expires: float = NEVER,
     claims: Claims | None = None,
 ) -> Grant:
-    """What these permit together. Of tags with one key, that of the first source counts."""
+    """What these permit together: entries of the configuration, and claims. Of tags with one key, that of the first
+    counts."""
     sources = list(sources)
     names: dict[str, frozenset[bytes]] = {}
     beginnings: dict[str, tuple[bytes, ...]] = {}

@@ -73,6 +73,8 @@ class Publication(Struct):
     offset: int | None = None
     epoch: str | None = None
     delivered: int = 0
+    under_way: bool = False
+    """The backplane has it, and delivers it later: nobody knows yet to how many."""
     weight: int = 0
     """Bytes of memory it counts for while it is kept."""
 

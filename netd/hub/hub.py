@@ -11,30 +11,28 @@ Rules:
 - an unknown id is no error for the server side, which may be late to learn that someone left; a client is told;
 - who is to hear a message through a pattern (patterns.py) hears it with the channel's own subscribers, once.
 
-Left out: what each request of a client does (requests.py; publishing.py in rows), and how a subscription begins and
-ends (subscriptions.py).
-Above 600 lines, as every verb of the hub stands here once, with its promise.
+Left out: what each request of a client does (requests.py; publishing.py in rows), how a subscription begins and ends
+(subscriptions.py), and what becomes of who may do less than before (rights.py).
+Above 600 lines, as every verb of the hub stands here once, with its promise, and handing messages out with them: there
+a call more would cost something for each message.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from netd.errors import Denied, TooBusy
+from netd.errors import TooBusy
 from netd.hub import presence as seen
-from netd.hub import publishing, requests, saved, subscriptions
-from netd.hub.channels import Channel, ChannelInfo
+from netd.hub import publishing, requests, rights, saved, subscriptions
 from netd.hub.config import Namespace
 from netd.hub.expiry import Expiries
-from netd.hub.grants import ANONYMOUS, NEVER
+from netd.hub.grants import NEVER
 from netd.hub.history import Histories, Page, Publication, measure
-from netd.hub.info import HubInfo, gather
+from netd.hub.info import described, gather, listed
 from netd.hub.outbox import NORMAL_PRIORITY
-from netd.hub.patterns import Pattern
 from netd.hub.permissions import Permissions, Refusal, shown, valid
 from netd.hub.revocations import Revocations
 from netd.hub.seams import Echo, Letter, MemoryBackplane, application_event
@@ -46,12 +44,10 @@ from netd.wire.messages import (
     Client,
     CloseCode,
     Direct,
-    Error,
     Event,
     Ok,
     Position,
     Request,
-    channel_fields,
     data_fields,
 )
 from netd.wire.rows import Row
@@ -61,8 +57,11 @@ if TYPE_CHECKING:
 
     from netd.errors import ProtocolError
     from netd.hub.batch import Batch
+    from netd.hub.channels import Channel, ChannelInfo
     from netd.hub.config import HubConfig
+    from netd.hub.info import HubInfo
     from netd.hub.outbox import Outbox
+    from netd.hub.patterns import Pattern
     from netd.hub.permissions import Realm
     from netd.hub.revocations import Kind, Revocation
     from netd.hub.seams import Application, Backplane
@@ -102,7 +101,7 @@ class Hub:
         self.sessions: dict[str, Session] = {}
         self.stays = Stays(config.max_sessions)
         self.revocations = Revocations(config.max_revocations)
-        self._expiries = Expiries(self.sessions)
+        self.expiries = Expiries(self.sessions)
         self.on_sooner: Callable[[], None] = _nothing
         """Called when `expire` has to be called sooner than it said."""
         self.on_opened: list[Callable[[Session], None]] = []
@@ -153,20 +152,8 @@ class Hub:
         for pattern in patterns:
             pattern.realm = self.permissions.realm(pattern.name)
             pattern.realm.put(pattern)
-        without: list[tuple[Session, str]] = []
-        for session in list(self.sessions.values()):
-            if session.grants.digest:
-                name, grants = session.token, tokens.renew(session.grants, self.clock())
-                self.tag(session, grants=grants)
-                if grants is ANONYMOUS:
-                    message = f"cannot go on with the token {name!r}: this configuration takes it no more; refresh it"
-                    session.send(Error(code="denied", message=message, refresh=True))
-                    without.append((session, message))
         self._configure()
-        self._revoke(patterns)
-        for session, message in without:
-            for hook in self.on_lost:
-                hook(session, None, message)
+        rights.renew(self, patterns)
 
     def _configure(self) -> None:
         config = self.config
@@ -184,49 +171,11 @@ class Hub:
         realm = self.permissions.realm(name)
         return _FORGETFUL if realm.rules.wildcards and realm.wild(name) else realm.rules
 
-    def _revoke(self, patterns: list[Pattern]) -> None:
-        """End the subscriptions that are allowed no more. Channels that anyone may hear are looked at once."""
-        places: list[Channel | Pattern] = [*self.heard.values(), *patterns]
-        closed = {
-            place.name
-            for place in places
-            if not self.permissions.open_to_all("subscribe", place.realm)
-            or place.realm.wild(place.name) is not isinstance(place, Pattern)
-        }
-        for session in list(self.sessions.values()) if closed else ():
-            for channel in sorted(closed.intersection(session.channels or ())):
-                self._revoke_one(session, channel)
-
-    def revoke_subscriptions(self, session: Session) -> None:
-        """End those of a session's subscriptions that it may not have any more."""
-        for channel in sorted(session.channels or ()):
-            self._revoke_one(session, channel)
-
-    def _revoke_one(self, session: Session, channel: bytes) -> None:
-        realm = self.permissions.realm(channel)
-        if realm.wild(channel) is not (realm.pattern(channel) is not None):
-            self.unsubscribe(session, channel)
-            what = "takes names with wildcards for patterns now" if realm.wild(channel) else "allows no wildcards"
-            why = f"namespace {realm.name!r} {what} {realm.key('wildcards')}"
-            if not self.permissions.exists(realm):
-                why = "there is no such namespace any more (hub.namespace)"
-            self._lost(session, channel, f"cannot stay subscribed to {shown(channel)}: {why}")
-        elif session.placed is None or channel not in session.placed:
-            try:
-                self.permissions.check(session, "subscribe", channel)
-            except Denied as error:
-                self.unsubscribe(session, channel)
-                self._lost(session, channel, str(error))
-
-    def _lost(self, session: Session, channel: bytes, why: str) -> None:
-        session.send(Error(code="denied", message=why, **channel_fields(channel)))
-        for hook in self.on_lost:
-            hook(session, channel, why)
-
     # --- sessions ----------------------------------------------------------------------------------------------------
 
     def open(self, session: Session) -> None:
-        """A client's stay begins. Raises TooBusy when there are as many as there may be."""
+        """A client's stay begins, with what its token permits now. Raises TooBusy when there are as many as there may
+        be."""
         limit = self.config.max_sessions
         if session.internal:
             self._internal += 1
@@ -234,6 +183,8 @@ class Hub:
             raise TooBusy(f"cannot open a session: there are {limit} already (hub.max_sessions)")
         if not session.opened:
             session.opened = self.clock()
+        if session.grants.digest:  # the answer to its handshake may have waited for it, while its token was revoked
+            session.tag(grants=rights.current(self, session.grants))
         self.sessions[session.id] = session
         if session.tags or session.name is not None:
             self.index(session)
@@ -387,31 +338,22 @@ class Hub:
 
     def watch(self, session: Session) -> None:
         """The session may have another token now: have `expire` know when that ends."""
-        if session.grants.expires != NEVER and self._expiries.watch(session):
+        if session.grants.expires != NEVER and self.expiries.watch(session):
             self.on_sooner()
 
     def expire(self, most: int = 256) -> float | None:
         """Have sessions whose tokens have expired go on without, at most so many: they are told, with an Error without
         `ref`, and lose what the token gave. Returns in how many seconds to call it again; None: not until `on_sooner`.
         """
-        now = self.clock()
-        for session in self._expiries.due(now):
-            self.lose_token(session, "it has expired")
-            most -= 1
-            if not most:
-                break
-        following = self._expiries.next()
-        return None if following == NEVER else max(0.0, following - now)
+        return rights.expire(self, most)
 
-    def lose_token(self, session: Session, why: str) -> None:
-        """A session goes on without its token, and is told."""
-        name = session.token
-        self.tag(session, grants=ANONYMOUS)
-        message = f"cannot go on with the token {name!r}: {why}; refresh it"
-        session.send(Error(code="denied", message=message, refresh=True))
-        self.revoke_subscriptions(session)
-        for hook in self.on_lost:
-            hook(session, None, message)
+    def lose_token(self, session: Session, why: str) -> bool:
+        """A session goes on without its token, and is told. False: that was too much for it to take in, and it ends."""
+        return rights.lose_token(self, session, why)
+
+    def revoke_subscriptions(self, session: Session) -> None:
+        """End those of a session's subscriptions that it may not have any more."""
+        rights.revoke_subscriptions(self, session)
 
     def revoke(self, kind: Kind, value: str, seconds: float) -> tuple[Revocation, int]:
         """Take no signed token with this `jti`, or issued until now for this `sub`, for so long, and end the sessions
@@ -419,21 +361,15 @@ class Hub:
         """
         made = self.revocations.add(kind, value, self.clock(), seconds)
         self.backplane.revoke(made)
-        return made, self._end_revoked(made)
+        return made, rights.end_revoked(self, made)
 
     def revoked(self, made: Revocation) -> bool:
         """Another machine has revoked this, for the backplane: it holds here too. False: that is known already, or
         there are too many (hub.max_revocations)."""
         if not self.revocations.take(made):
             return False
-        self._end_revoked(made)
+        rights.end_revoked(self, made)
         return True
-
-    def _end_revoked(self, made: Revocation) -> int:
-        found = [session for session in self.sessions.values() if made.covers(session.grants) and not session.closing]
-        for session in found:
-            self.end(session, CloseCode.KICKED, "its token was revoked")
-        return len(found)
 
     # --- requests of clients -----------------------------------------------------------------------------------------
 
@@ -501,10 +437,10 @@ class Hub:
         sender: Session | None = None,
         priority: int = NORMAL_PRIORITY,
         ephemeral: bool = False,
-    ) -> int:
+    ) -> int | None:
         """Say something in a channel: no permission is checked. Raises Refusal for what its rules of size forbid.
 
-        Returns how many sessions it has reached so far, on this machine.
+        Returns how many sessions it has reached so far, on this machine; None: it is under way through the backplane.
         """
         realm = self.permissions.realm(valid(channel))
         rules = realm.rules
@@ -527,7 +463,7 @@ class Hub:
             self.clock(),
         )
         self.backplane.publish(publication)
-        return publication.delivered
+        return None if publication.under_way else publication.delivered
 
     def deliver(self, publication: Publication) -> int:
         """Hand a channel's message to its subscribers here; for the backplane. Returns how many it reached."""
@@ -704,27 +640,11 @@ class Hub:
 
         Every name is looked at, but only what is asked for is sorted and told of.
         """
-        found = {*self.heard, *self.histories.names(), *(pattern.name for pattern in self.patterns())}
-        names: Iterable[bytes] = found
-        if prefix:
-            names = (name for name in names if name.startswith(prefix))
-        if after is not None:
-            names = (name for name in names if name > after)
-        return [self.channel(name) for name in (sorted(names) if limit is None else heapq.nsmallest(limit, names))]
+        return listed(self, prefix, after, limit)
 
     def channel(self, name: bytes) -> ChannelInfo:
         """One channel, whether anyone hears it or not, or pattern."""
-        place, history = self.heard.get(name), self.histories.get(name)
-        realm = self.permissions.realm(name)
-        if realm.wild(name):
-            return ChannelInfo(name, len(realm.pattern(name) or ()), None, None, 0, pattern=True)
-        return ChannelInfo(
-            name=name,
-            subscribers=0 if place is None else len(place),
-            epoch=None if history is None else history.epoch,
-            offset=None if history is None else history.offset,
-            history=0 if history is None else len(history.entries or ()),
-        )
+        return described(self, name)
 
     def presence(self, channel: bytes) -> list[Client]:
         """Who is subscribed to a channel, or to a pattern, on this machine (`backplane.elsewhere`: on the others); who

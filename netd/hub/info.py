@@ -1,15 +1,20 @@
-"""The hub's figures: what there is now, and what was counted since the daemon began. Pure.
+"""What there is in the hub now, and what was counted since the daemon began: figures, and channels by name. Pure.
 
 Labels are bounded: there is one for each configured namespace, and none for a channel or a session.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from netd.hub.channels import ChannelInfo
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from netd.hub.hub import Hub
 
 
@@ -78,4 +83,29 @@ def gather(hub: Hub) -> HubInfo:
             for each in hub.permissions.realms()
         ),
         **counted,
+    )
+
+
+def listed(hub: Hub, prefix: bytes, after: bytes | None, limit: int | None) -> list[ChannelInfo]:
+    """`Hub.channels`."""
+    names: Iterable[bytes] = {*hub.heard, *hub.histories.names(), *(pattern.name for pattern in hub.patterns())}
+    if prefix:
+        names = (name for name in names if name.startswith(prefix))
+    if after is not None:
+        names = (name for name in names if name > after)
+    return [described(hub, name) for name in (sorted(names) if limit is None else heapq.nsmallest(limit, names))]
+
+
+def described(hub: Hub, name: bytes) -> ChannelInfo:
+    """`Hub.channel`."""
+    place, history = hub.heard.get(name), hub.histories.get(name)
+    realm = hub.permissions.realm(name)
+    if realm.wild(name):
+        return ChannelInfo(name, len(realm.pattern(name) or ()), None, None, 0, pattern=True)
+    return ChannelInfo(
+        name=name,
+        subscribers=0 if place is None else len(place),
+        epoch=None if history is None else history.epoch,
+        offset=None if history is None else history.offset,
+        history=0 if history is None else len(history.entries or ()),
     )

@@ -10,9 +10,11 @@ Rules:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from netd.errors import Denied
+from netd.hub.grants import ANONYMOUS
 from netd.hub.permissions import Refusal, valid
 
 if TYPE_CHECKING:
@@ -56,14 +58,18 @@ def copy(hub: Hub, source: bytes, target: bytes) -> int:
 
 def set_token(hub: Hub, session: Session, token: bytes) -> None:
     """Keep the application's token with a session, b"" for none. Where it is one of the hub's, the session has what
-    that permits."""
+    that permits, in place of what it had, until there is none again. Any other is the application's own, and changes
+    nothing of this."""
     session.application_token = token or None
-    if not token or not token.isascii():
+    if token:
+        try:
+            grants = replace(hub.resolve(token.decode("ascii")), given=True)
+        except (Denied, UnicodeDecodeError):
+            return
+    elif session.grants.given:
+        grants = ANONYMOUS
+    else:
         return
-    try:
-        grants = hub.resolve(token.decode())
-    except Denied:
-        return  # the application's own
     hub.tag(session, grants=grants)
     hub.revoke_subscriptions(session)
 

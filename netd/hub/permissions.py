@@ -185,6 +185,8 @@ class Permissions:
         if who == "token" and session.grants.token is not None:
             it = "all that it could match" if realm.wild(channel) else "it"
             return f"token {session.grants.token!r} does not permit {it} ({session.grants.path}.{operation})"
+        if who == "token" and session.grants.lost:
+            return f"{session.grants.lost} {realm.key(operation)}"
         whom = "tokens only" if who == "token" else "nobody"
         return f"namespace {realm.name!r} allows {operation} to {whom} {realm.key(operation)}"
 
@@ -194,6 +196,8 @@ class Permissions:
             return None
         if who == "token" and session.grants.token is not None:
             return f"token {session.grants.token!r} does not permit it ({session.grants.path}.{operation})"
+        if who == "token" and session.grants.lost:
+            return f"{session.grants.lost} (hub.{operation})"
         return f"it is allowed to {'tokens only' if who == 'token' else 'nobody'} (hub.{operation})"
 
 

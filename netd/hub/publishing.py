@@ -17,6 +17,8 @@ from netd.hub.requests import bucket, handle, room
 from netd.wire.messages import MAX_CHANNEL, Ok
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from netd.hub.hub import Hub
     from netd.hub.permissions import Realm
     from netd.hub.session import Session
@@ -97,7 +99,7 @@ def _fits(hub: Hub, session: Session, row: Row, realm: Realm) -> bool:
     return most <= room(session)
 
 
-def _acknowledge(session: Session, refs: list[Ref], delivered: list[int]) -> None:
+def _acknowledge(session: Session, refs: list[Ref], delivered: Sequence[int | None]) -> None:
     """Answer each operation of a row; all in one chunk, if nothing would part them."""
     outbox = session.outbox
     speaks: Any = session.encoder

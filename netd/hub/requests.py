@@ -7,7 +7,7 @@ Rules:
 - a client's fault is an Error and never an exception; the connection stays;
 - a direct message that reaches nobody is a fault of that kind (not-found): the client should know;
 - limits are checked before anything is done: operations and bytes a second of the session, messages a second of a
-  namespace. What could not be read costs the same. Pong costs its bytes alone, and Close nothing;
+  namespace; tokens a second. What could not be read costs the same. Pong costs its bytes alone, and Close nothing;
 - a request that is refused for its session's limits is answered each time, as its client waits for that; what could not
   be read, and a pong, once a second at most;
 - an answer is bounded before it is encoded: a history has as many messages as fit, and lists that do not are refused;
@@ -71,6 +71,9 @@ if TYPE_CHECKING:
 
 MAX_HISTORY = 2**20
 """Bytes of messages, about, in the answer to one request for history; a single message may be longer."""
+TOKENS_PER_SECOND = 10.0
+"""That a session may show, and so many at once: each may take a signature's check for every key, and all that comes in
+one read is served before anybody else is."""
 _LEAST_CLIENT = 48
 """Bytes of a session in a list, without its name and tags."""
 
@@ -84,8 +87,12 @@ def handle(hub: Hub, session: Session, request: Request, size: int) -> None:
     if kind is Pong:
         _pong(hub, session, size)
         return
-    if (expires := session.grants.expires) != NEVER and expires <= hub.clock():
-        hub.lose_token(session, "it has expired")
+    if (
+        (expires := session.grants.expires) != NEVER
+        and expires <= hub.clock()
+        and not hub.lose_token(session, "it has expired")
+    ):
+        return
     try:
         if kind is not Close:
             _pace(hub, session, size)
@@ -225,7 +232,7 @@ def _hello(hub: Hub, session: Session, request: Hello) -> None:
     if str(request.version) != str(messages.VERSION):
         what = f"cannot speak version {request.version} of the messages: this is {messages.VERSION}"
         raise Refusal("unsupported", what)
-    grants = session.grants if request.token is None else hub.resolve(request.token)
+    grants = session.grants if request.token is None else _resolve(hub, session, request.token)
     if request.resume is not None and (session.resume is not None or session.channels):
         raise Refusal("invalid", "cannot resume a session once this one has begun: say so in the first request")
     for key in request.tags or ():
@@ -260,8 +267,15 @@ def _hello(hub: Hub, session: Session, request: Hello) -> None:
         hub.revoke_subscriptions(session)
 
 
+def _resolve(hub: Hub, session: Session, token: str) -> Grant:
+    """`Hub.resolve`, as often as a session may ask for it."""
+    if _short(hub, session, "token", 1.0, TOKENS_PER_SECOND, TOKENS_PER_SECOND):
+        raise Refusal("rate", f"cannot look at more than {TOKENS_PER_SECOND:g} tokens a second of a session")
+    return hub.resolve(token)
+
+
 def _refresh(hub: Hub, session: Session, request: Refresh) -> None:
-    grants = hub.resolve(request.token)
+    grants = _resolve(hub, session, request.token)
     if session.token is not None and session.grants.subject != grants.subject:
         raise Denied("cannot refresh the token: it is for somebody else (sub) than this session's")
     _check_tags(session, session.own_tags, grants)

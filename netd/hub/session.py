@@ -148,7 +148,8 @@ class Session:
         self.messages_in = 0
         self.refused = 0
         self.buckets: dict[str, Bucket] | None = None
-        """By limit: "" for operations, "bytes", and ":" + its name for a namespace's rate."""
+        """By limit: "" for operations, "bytes", "token" for tokens that it shows, "told" for what it is told once a
+        second, and ":" + its name for a namespace's rate."""
         self.resume: bytes | None = None
         """What the secret that resumes it hashes to."""
         self.closing = False

@@ -37,7 +37,7 @@ from netd.hub.grants import CHANNEL_OPERATIONS, NEVER, Claims, Grant, grant
 from netd.wire.messages import MAX_TOKEN
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from netd.hub.config import HubConfig
@@ -101,7 +101,7 @@ class Key:
             raise _denied(f"it is too old ({self.path}.max_age)" if old else "it has expired (exp)")
         for moment, name in ((claims.nbf, "nbf"), (claims.iat, "iat")):
             if moment is not None and now < moment - rules.leeway:
-                raise _denied(f"it is not valid yet ({name}; is one of the clocks wrong?)")
+                raise _denied(f"it is not valid yet ({name}; is one of the clocks wrong? {self.path}.leeway)")
         return grant(
             (claims.netd, rules) if rules.claims else (rules,),
             token=f"{rules.name}:{claims.sub}",
@@ -206,18 +206,25 @@ def _read(payload: bytes) -> Claims:
     """The claims of a token whose signature is good."""
     try:
         claims = _claims(payload)
-        for operation in CHANNEL_OPERATIONS:
-            for pattern in getattr(claims.netd, operation):
-                check_pattern(pattern)
-        for key in claims.netd.tags:
-            check_tag_key(key)
     except msgspec.ValidationError as error:
         # "Expected `str`, got `int` - at `$.sub`": kinds and places, and names of members, but no values
         why = "".join(char if char.isprintable() else "?" for char in str(error)[:120])
         raise _denied(f"its claims are not as they should be: {why}") from None
     except (ValueError, RecursionError):
-        raise _denied("its claims cannot be read (JSON; patterns and tags of netd)") from None
+        raise _denied("its claims cannot be read (they have to be JSON)") from None
+    for operation in CHANNEL_OPERATIONS:
+        _check(operation, check_pattern, getattr(claims.netd, operation))
+    _check("tags", check_tag_key, claims.netd.tags)
     return claims
+
+
+def _check(word: str, check: Callable[[str], str], values: Iterable[str]) -> None:
+    for value in values:
+        try:
+            check(value)
+        except ValueError:
+            why = f"it has a value in netd.{word} that [[hub.token]] would not take either"
+            raise _denied(f"its claims are not as they should be: {why}") from None
 
 
 def _denied(why: str) -> Denied:

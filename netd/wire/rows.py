@@ -261,7 +261,7 @@ class Said(NamedTuple):
         return b"%b%b%b" % (before, (tail + before).join(pieces), tail)
 
 
-def answers(format: Format, refs: list[Ref], delivered: list[int]) -> Said:
+def answers(format: Format, refs: list[Ref], delivered: Sequence[int | None]) -> Said:
     """The answers to a row: Ok(ref, delivered) each."""
     pieces = _in_json(refs) if format == "json" else list(map(_PACK, refs))
     if delivered.count(delivered[0]) == len(delivered):
@@ -310,7 +310,7 @@ def _message(channel: bytes, sender: str | None, binary: bool, digit: int, place
 
 
 @lru_cache(maxsize=512)
-def _around_ok(format: Format, delivered: int) -> tuple[bytes, bytes]:
+def _around_ok(format: Format, delivered: int | None) -> tuple[bytes, bytes]:
     """What stands before and behind the `ref` of an answer."""
     one, other = (_ENCODERS[format](Ok(ref=digit, delivered=delivered)) for digit in (0, 1))
     return _parted(one, other)

@@ -73,6 +73,30 @@ class Room:
         return person
 
 
+class Ready(Room):
+    """A room whose transport takes what may go out at once.
+
+    But for outboxes of less than `least` bytes: what went out at once leaves them room that they would not have had.
+    """
+
+    least = 5000
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.sent: dict[Outbox, bytes] = {}
+
+    def send_at_once(self, outboxes: list[Outbox], data: bytes, messages: int) -> list[Outbox]:
+        first, others = outboxes[0], []
+        for outbox in outboxes:
+            small = outbox.rules.bound < self.least
+            if small or outbox.size or outbox.encoder is not first.encoder or outbox.rules is not first.rules:
+                others.append(outbox)
+                continue
+            outbox.left += messages
+            self.sent[outbox] = self.sent.get(outbox, b"") + data
+        return others
+
+
 class Person:
     """A client, its session, and the owner and link that its transport would be."""
 
@@ -153,4 +177,4 @@ def fields(channel: bytes | str) -> dict[str, Any]:
     return messages.channel_fields(channel if isinstance(channel, bytes) else channel.encode())
 
 
-__all__ = ["OPEN", "Person", "Position", "Room", "Speaks", "config", "fields", "public"]
+__all__ = ["OPEN", "Person", "Position", "Ready", "Room", "Speaks", "config", "fields", "public"]

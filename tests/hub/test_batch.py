@@ -14,7 +14,7 @@ from netd.services.framed.modes import ENCODERS
 from netd.sessions.payloads import Others
 from netd.wire.messages import Message, Ok, Position, Publish, channel_fields, data_fields, data_of
 from netd.wire.rows import Row
-from tests.hub.room import Person, Room, Speaks, config, public
+from tests.hub.room import Person, Ready, Room, Speaks, config, public
 
 if TYPE_CHECKING:
     from netd.hub.batch import Batch
@@ -44,28 +44,6 @@ class Alone(Outbox):
     """An outbox in which each message waits by itself."""
 
     joins = False
-
-
-class Ready(Room):
-    """A room whose transport takes what may go out at once."""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.sent: dict[Outbox, bytes] = {}
-
-    def settle(self) -> None:
-        """Nothing is ever owed."""
-
-    def send_at_once(self, outboxes: list[Outbox], data: bytes, messages: int) -> list[Outbox]:
-        first, others = outboxes[0], []
-        for outbox in outboxes:
-            small = outbox.rules.bound < 5000  # what went out at once leaves it room that it would not have had
-            if small or outbox.size or outbox.encoder is not first.encoder or outbox.rules is not first.rules:
-                others.append(outbox)
-                continue
-            outbox.left += messages
-            self.sent[outbox] = self.sent.get(outbox, b"") + data
-        return others
 
 
 def listener(room: Room, *channels: bytes, **more: Any) -> Person:

@@ -486,7 +486,9 @@ def test_a_token_that_is_gone_leaves_its_session_anonymous_and_out_of_its_channe
     assert (lost.code, lost.ref, lost.refresh) == ("denied", None, True)
     assert lost.message == "cannot go on with the token 't': this configuration takes it no more; refresh it"
     assert (error.code, error.ref, error.refresh) == ("denied", None, False)
-    assert "'team:x': namespace 'team' allows subscribe to tokens only" in error.message
+    assert error.message == (
+        "cannot subscribe to 'team:x': token 't': this configuration takes it no more (hub.namespace.1.subscribe)"
+    )
     assert person.closed == []
     room.hub.reconfigure(config(public()))
     assert not any(each.refresh for each in person.heard()), "once is enough"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from netd.hub.config import HubConfig, Namespace, Token
+from netd.hub.config import HubConfig, Key, Namespace, Permitted, Token
 from netd.runtime.diff import changes, strictest
 from netd.section import Effect
 
@@ -52,6 +52,13 @@ def test_a_secret_is_never_shown():
     with pytest.raises(ValidationError) as caught:
         HubConfig.model_validate({"token": [{"name": "t", "secret": "too-short"}]})
     assert all("too-short" not in error["msg"] for error in caught.value.errors())
+
+
+@pytest.mark.parametrize(("entry", "first"), [(Token, ["name", "secret"]), (Key, ["name", "algorithm", "secret"])])
+def test_in_the_manual_what_a_token_permits_comes_last(entry: type[Permitted], first: list[str]):
+    fields, permitted = list(entry.model_fields), list(Permitted.model_fields)
+    assert fields[: len(first)] == first
+    assert fields[-len(permitted) :] == permitted
 
 
 def test_any_change_is_live():

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from netd.hub.config import HubConfig, Key, Namespace, Token
 from netd.hub.orders import carry_out
 from netd.hub.seams import MemoryBackplane, Order
-from netd.wire.messages import MAX_CHANNEL
+from netd.wire.messages import MAX_CHANNEL, Error, Hello
 from tests.hub.room import Room
+from tests.support.signed import ED, issue, public
+
+STATIC = "a static token's secret"
 
 
 @pytest.fixture
@@ -67,3 +71,49 @@ def test_one_machine_has_nobody_to_carry_it_to():
     found = []
     MemoryBackplane().carry(Order("subscribe", "far", b"public:room"), found.append)
     assert found == [0]
+
+
+# --- tokens -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def guarded():
+    permits = {"subscribe": ["chat:*"], "tags": {"team": "a"}}
+    return Room(
+        HubConfig(
+            namespace=[Namespace(name="chat")],
+            token=[Token(name="static", secret=STATIC, **permits)],
+            key=[Key(name="ed", algorithm="EdDSA", secret=public(ED), **permits)],
+        )
+    )
+
+
+def set_token(room, person, token):
+    assert carry_out(room.hub, Order("token", person.session.id, token)) == 1
+    return [event.message for event in person.heard() if isinstance(event, Error)]
+
+
+@pytest.mark.parametrize(("token", "name"), [(STATIC, "static"), (issue(), "ed:alice")])
+def test_what_a_token_permits_ends_when_the_application_takes_it_away(guarded, token, name):
+    alice = guarded.person()
+    assert not set_token(guarded, alice, token.encode())
+    assert (alice.session.token, dict(alice.session.tags)) == (name, {"team": "a"})
+    alice.hear("chat:a")
+    guarded.hub.reconfigure(guarded.hub.config)  # which makes the grant anew
+    assert not set_token(guarded, alice, b"of the application")
+    (told,) = set_token(guarded, alice, b"")
+    assert "hub.namespace.0.subscribe" in told
+    assert (alice.session.token, dict(alice.session.tags), alice.session.channels) == (None, {}, None)
+    assert guarded.hub.find("tag:team=a") == []
+
+
+def test_what_it_did_not_give_it_does_not_take(guarded):
+    alice = guarded.person()
+    alice.ask(Hello(version=1, token=STATIC))
+    for token in (b"of the application", b"\xff", issue(exp=1.0).encode(), b""):
+        assert not set_token(guarded, alice, token)
+        assert alice.session.token == "static"
+    set_token(guarded, alice, issue().encode())
+    alice.ask(Hello(version=1, token=STATIC))  # the client has shown another since
+    set_token(guarded, alice, b"")
+    assert alice.session.token == "static"

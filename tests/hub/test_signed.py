@@ -163,7 +163,9 @@ def test_time():
     assert "expired (exp)" in refused(keys, issue(), NOW + 65)
     assert "not valid yet (nbf" in refused(keys, issue(nbf=NOW + 6))
     assert keys.resolve(issue(nbf=NOW + 5), NOW)
-    assert "not valid yet (iat" in refused(keys, issue(iat=NOW + 6))
+    skewed = refused(keys, issue(iat=NOW + 6))  # which says what to do about it
+    assert "not valid yet (iat" in skewed
+    assert "hub.key.0.leeway" in skewed
     assert "does not say when it expires (exp; hub.key.0.require_exp)" in refused(keys, issue(exp=None))
     assert table({**EDDSA, "require_exp": False}).resolve(issue(exp=None), NOW).expires == float("inf")
     aged = table({**EDDSA, "max_age": 30, "require_exp": False})
@@ -213,6 +215,18 @@ def test_audience_and_issuer():
 )
 def test_claims_that_are_not_as_they_should_be(claims):
     assert "claims" in refused(EVERY, signed_by_hand(claims))
+
+
+def test_the_claim_that_is_at_fault_is_named_but_not_what_it_says():
+    for word, wrong in (
+        ("subscribe", ["chat:*", "a*secret"]),
+        ("history", [""]),
+        ("publish", ["secret" * 42 + "é" * 8]),
+        ("tags", {"a=secret": "c"}),
+    ):
+        why = refused(EVERY, signed_by_hand({"netd": {word: wrong}}))
+        assert f"netd.{word}" in why
+        assert "secret" not in why
 
 
 def signed_by_hand(claims, header=None, key=SECRET):

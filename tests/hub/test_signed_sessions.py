@@ -7,9 +7,11 @@ import pytest
 from netd.errors import Denied, NetdError, TooBusy
 from netd.hub.config import HubConfig, Key, Namespace, Token
 from netd.hub.expiry import Expiries
+from netd.hub.grants import ANONYMOUS
+from netd.hub.outbox import OutboxRules
 from netd.hub.revocations import Revocations
 from netd.hub.tokens import Tokens
-from netd.wire.messages import Error, Hello, Ok, Publish, Refresh, Subscribe
+from netd.wire.messages import AskHistory, Error, Hello, Ok, Publish, Refresh, Subscribe
 from tests.hub.room import Room, config
 from tests.support.signed import ED, NOW, OTHER_ED, RSA, SECRET, issue, public
 
@@ -66,6 +68,18 @@ def test_a_bad_token_leaves_the_session_as_it_was(room):
     assert alice.session.token == "ed:alice"
 
 
+@pytest.mark.parametrize("request_", [Hello(version=1, token="x", ref=1), Refresh(token="x", ref=1)])
+def test_tokens_are_looked_at_ten_times_a_second(room, request_):
+    alice = room.person()
+    codes = [alice.ask(request_)[0].code for _ in range(12)]
+    assert codes == ["denied"] * 10 + ["rate"] * 2
+    (still,) = alice.ask(Hello(version=1, ref=1))[:1]
+    assert still.session == alice.session.id
+    room.now += 0.1
+    assert [alice.ask(request_)[0].code for _ in range(2)] == ["denied", "rate"]
+    assert denied(room.person().ask(request_))
+
+
 # --- expiry -----------------------------------------------------------------------------------------------------------
 
 
@@ -82,7 +96,9 @@ def test_a_session_whose_token_expires_goes_on_without(room):
     assert room.hub.expire() == pytest.approx(30)
     first, second = denied(alice.heard())
     assert "token 'ed:alice': it has expired" in first
-    assert "namespace 'chat' allows subscribe to tokens only" in second
+    assert second == "cannot subscribe to 'chat:a': token 'ed:alice': it has expired (hub.namespace.0.subscribe)"
+    (said,) = denied(alice.ask(AskHistory(channel="chat:a", ref=1)))
+    assert said.endswith("token 'ed:alice': it has expired (hub.namespace.0.history)")
     assert (alice.closed, alice.session.token, dict(alice.session.tags), alice.session.channels) == ([], None, {}, None)
     assert room.hub.publish(b"chat:a", "x") == 0
     assert bob.session.token == "ed:alice"
@@ -121,14 +137,46 @@ def test_many_expire_a_few_at_a_time_and_the_heap_is_bounded(room):
     people = [room.person() for _ in range(20)]
     for number, person in enumerate(people * 20):
         person.hello(token=issue(exp=NOW + 60 + number))
-    assert len(room.hub._expiries) <= 2 * 20 + 64
+        room.now += 0.01
+    assert len(room.hub.expiries) <= 2 * 20 + 64
     room.now += 1000
     assert room.hub.expire(most=8) == 0
     assert sum(person.session.token is None for person in people) <= 8
     for _ in range(30):
         room.hub.expire(most=8)
     assert not any(person.session.token for person in people)
-    assert len(room.hub._expiries) == 0
+    assert len(room.hub.expiries) == 0
+
+
+def test_one_who_cannot_be_told_that_it_expired_ends_and_its_request_is_not_done(room):
+    alice = room.person(rules=OutboxRules(bound=600))
+    alice.hello(token=issue(netd=NETD))
+    alice.hear("chat:a")
+    lost = []
+    room.hub.on_lost.append(lambda session, channel, why: lost.append(channel))
+    alice.outbox.push(b"x" * 550)  # it reads nothing
+    room.now += 60
+    room.hub.handle(alice.session, Hello(version=1, name="ghost", tags={"team": "b"}))
+    assert [code for code, _ in alice.closed] == [4008]
+    assert lost == [None]
+    assert (room.hub.sessions, room.hub.heard, room.hub._targets) == ({}, {}, {})
+
+
+def test_one_who_cannot_be_told_what_it_lost_is_not_told_the_rest(room):
+    alice = room.person(rules=OutboxRules(bound=600))
+    alice.hello(token=issue(netd=NETD))
+    lost = []
+    room.hub.on_lost.append(lambda session, channel, why: lost.append(channel))
+    for channel in ("chat:a", "chat:b", "chat:c"):
+        alice.hear(channel)
+    alice.outbox.push(b"x" * 580)
+    room.hub.revoke_subscriptions(alice.session)
+    assert lost == []  # nothing is lost yet
+    alice.session.tag(grants=ANONYMOUS)
+    room.hub.revoke_subscriptions(alice.session)
+    assert [code for code, _ in alice.closed] == [4008]
+    assert lost == [b"chat:a"]
+    assert room.hub.permissions.realm(b"chat:a").refused == 1
 
 
 def test_no_sessions_no_moments():
@@ -248,6 +296,22 @@ def test_revocations_outlive_a_restart():
         with pytest.raises(NetdError, match="cannot read the revocations"):
             again.load(wrong)
     assert again.all() == known.all()
+
+
+def test_a_stay_begins_with_what_its_token_permits_then_whatever_it_did_when_it_was_shown(room):
+    hub = room.hub
+    netd = {**NETD, "tags": {"team": "a"}}
+    grants = hub.resolve(issue(jti="7", netd=netd))
+    meant, late, kept = (room.person(open=False, grants=grants) for _ in range(3))
+    hub.open(meant.session)
+    assert hub.revoke("jti", "7", 60)[1] == 1
+    hub.open(late.session)  # its handshake was on the way
+    assert (late.session.token, dict(late.session.tags), hub.find("tag:team=a")) == (None, {}, [])
+    assert denied(late.ask(Subscribe(channel="chat:a", ref=1)))
+    room.hub.revocations.sweep(NOW + 61)
+    hub.reconfigure(settings(RS_KEY))
+    hub.open(kept.session)
+    assert kept.session.token is None
 
 
 # --- reload -----------------------------------------------------------------------------------------------------------

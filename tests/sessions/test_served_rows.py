@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from netd.errors import ProtocolError
 from netd.hub import history
-from netd.hub.outbox import Outbox, OutboxRules
+from netd.hub.outbox import OutboxRules
 from netd.services.broker.encoders import FRAMES, LINES, SPOKEN, Several
 from netd.services.broker.packing import Least, Packed, Packing, Singly
 from netd.services.framed.modes import ENCODERS, Plain, ToChannel
@@ -22,7 +22,7 @@ from netd.wire.codecs import JSON, TEXT
 from netd.wire.deflate import Compressor
 from netd.wire.framing import FrameLimits, frames
 from netd.wire.messages import Message
-from tests.hub.room import Person, Room, config, public
+from tests.hub.room import Person, Ready, Room, config, public
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,26 +33,8 @@ CHANNEL = b"public:a.b"
 NAMES = ["public:a.b", "public:c", "public:*", "none:a", "x" * 256]
 
 
-class Ready(Room):
-    """A room whose transport takes what may go out at once."""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.sent: dict[Outbox, bytes] = {}
-
-    def settle(self) -> None:
-        """Nothing is ever owed."""
-
-    def send_at_once(self, outboxes: list[Outbox], data: bytes, messages: int) -> list[Outbox]:
-        first, others = outboxes[0], []
-        for outbox in outboxes:
-            small = outbox.rules.bound < 100_000  # what went out at once leaves it room that it would not have had
-            if small or outbox.size or outbox.encoder is not first.encoder or outbox.rules is not first.rules:
-                others.append(outbox)
-                continue
-            outbox.left += messages
-            self.sent[outbox] = self.sent.get(outbox, b"") + data
-        return others
+class Prompt(Ready):
+    least = 100_000
 
 
 class Client:
@@ -176,7 +158,7 @@ def seen_by(
     outboxes: Any,
 ) -> Any:
     """Everything that there is to see of it."""
-    room = (Ready if serve is at_once else Room)(config(public(**rules), **limits))
+    room = (Prompt if serve is at_once else Room)(config(public(**rules), **limits))
     pack = Packed(SPOKEN["json"], Compressor(takeover=False), Least())
     shared, plain = OutboxRules(10**6), Plain(JSON, "length")
     people = [room.person(encoder=SPOKEN[format], rules=OutboxRules(*outboxes[0]), id="author")]
@@ -207,12 +189,21 @@ def seen_by(
     taking.outbox.encoder = SPOKEN["json"]
     for number, person in enumerate(people[1:]):
         room.hub.subscribe(person.session, b"public:a.*" if number in (1, 3, 9) else CHANNEL, checked=False)
+    sent = getattr(room, "sent", {})
+    taken = [b""] * len(people)
+
+    def flush(least: int) -> None:
+        for at, person in enumerate(people):
+            if person.rules.bound >= least:
+                taken[at] += sent.pop(person.outbox, b"") + b"".join(person.outbox.take(2**40, room.now))
+
     for read in reads:
         if author.closed:
             break
         serve(author, said(read, format), format)
-    sent = getattr(room, "sent", {})
-    taken = [sent.get(person.outbox, b"") + b"".join(person.outbox.take(2**40, room.now)) for person in people]
+        # nothing of a later read overtakes what went out at once, whatever its priority; nor may it elsewhere
+        flush(Prompt.least)
+    flush(0)
     realm = room.hub.permissions.realm(CHANNEL)
     counts = ("messages_in", "messages_out", "refused", "dropped")
     return (
@@ -250,6 +241,12 @@ def _one_epoch():
 
 @pytest.mark.parametrize("format", ["json", "messagepack"])
 @given(READS, LIMITS, RULES, st.lists(OUTBOX, min_size=3, max_size=3))
+@example(
+    [[{"channel": "public:a.b", "data": ["a"]}], [{"channel": "public:a.b", "data": ["b"], "priority": 0}]],
+    {},
+    {},
+    [(400, "disconnect", 0.0), (10**6, "disconnect", 0.0), (400, "disconnect", 0.0)],
+)
 def test_rows_are_served_as_one_after_another(format: Format, reads: Any, limits: Any, rules: Any, outboxes: Any):
     expected = seen_by(one_by_one, format, reads, limits, rules, outboxes)
     for serve in (together, at_once):
@@ -259,7 +256,7 @@ def test_rows_are_served_as_one_after_another(format: Format, reads: Any, limits
 
 
 def test_what_is_said_last_of_all_may_go_out_at_once():
-    room = Ready()
+    room = Prompt()
     author = room.person(encoder=SPOKEN["json"])
     other = room.person(encoder=SPOKEN["json"])
     room.hub.subscribe(other.session, CHANNEL)

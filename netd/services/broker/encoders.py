@@ -47,7 +47,7 @@ class Spoken:
         """What stands in the frames of `encode_many`, and their opcode; for whoever frames it otherwise."""
         return self._opcode, batch.said(self.format).payloads()
 
-    def answers(self, refs: list[Ref], delivered: list[int], *, joined: bool) -> list[bytes]:
+    def answers(self, refs: list[Ref], delivered: Sequence[int | None], *, joined: bool) -> list[bytes]:
         said = rows.answers(self.format, refs, delivered)
         return [said.framed(self._frame, self._frames)] if joined else list(map(self._frame, said.payloads()))
 

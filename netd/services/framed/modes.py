@@ -42,6 +42,8 @@ from netd.wire.messages import (
 from netd.wire.rows import Row
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from netd.hub.batch import Batch
     from netd.hub.hub import Hub
     from netd.services.framed.config import FramedListen
@@ -66,7 +68,7 @@ class Framed:
     def encode_many(self, batch: Batch) -> bytes:
         return batch.said(self.format).framed(frame, frames)
 
-    def answers(self, refs: list[Ref], delivered: list[int], *, joined: bool) -> list[bytes]:
+    def answers(self, refs: list[Ref], delivered: Sequence[int | None], *, joined: bool) -> list[bytes]:
         said = rows.answers(self.format, refs, delivered)
         return [said.framed(frame, frames)] if joined else list(map(frame, said.payloads()))
 
