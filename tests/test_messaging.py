@@ -303,7 +303,7 @@ async def test_a_reload_with_a_token_file_that_is_not_there_is_refused(life, tmp
             netd.config.write_text(FRAMED + news + token.format(secret))
             secret.write_text("another secret of some length\n")
             await control.reload(wait=10)
-            with pytest.raises(RequestFailed, match="allows publish to tokens only"):
+            with pytest.raises(RequestFailed, match="token 'press': this configuration takes it no more"):
                 await client.publish("news:today", "no more")
         async with FramedClient(await framed_address(netd), token="another secret of some length") as client:
             assert await client.publish("news:today", "allowed again") is not None

@@ -11,7 +11,8 @@ token if `token` is a function, subscriptions go on without a gap or a duplicate
 
 Besides: entering it greets the daemon, so that a refusal (of the upgrade or of the hello) raises there.
 
-Left out: the WebSocket (broker_wire.py); /ws/{channel}, which is for whoever has no client; scripts without Trio
+Left out: the WebSocket (broker_wire.py); permessage-deflate, which is never offered here, so that messages travel as
+they are whatever the broker is configured to; /ws/{channel}, which is for whoever has no client; scripts without Trio
 (broker_sync.py).
 """
 

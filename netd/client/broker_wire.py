@@ -28,10 +28,11 @@ from trio_websocket import ConnectionClosed, ConnectionRejected, HandshakeError,
 from wsproto.utilities import ProtocolError as WebSocketError
 
 from netd.client.broker_options import bearer
-from netd.client.connection import LAST_WORDS, Ended, Loss, why
+from netd.client.connection import LAST_WORDS, why
 from netd.client.link import CHUNK, dial
 from netd.client.options import Unix
 from netd.client.refusals import refused_upgrade
+from netd.client.seams import Ended, Loss
 from netd.client.session import loss_of
 from netd.errors import DaemonUnreachable, NetdError, ProtocolError
 from netd.wire import websocket
@@ -43,8 +44,8 @@ if TYPE_CHECKING:
     from trio_websocket import WebSocketConnection
 
     from netd.client.broker_options import Options, Url
-    from netd.client.connection import Face, Wire
     from netd.client.link import Link
+    from netd.client.seams import Face, Wire
     from netd.client.state import Counters
 
 PIECE = 16 * 1024
@@ -59,11 +60,14 @@ _CLOSE = 0x80 | websocket.CLOSE
 _CONTROL = 0x08
 """Set in the first byte of what is no message of ours (RFC 6455 section 5.5)."""
 _STRANGE = "the peer does not speak WebSocket as it should"
+_NO_HTTP = f"{_STRANGE}; is this the address of a broker?"
+_HTTP = b"HTTP/"
+"""How an answer begins (RFC 9112 section 4)."""
 _ABNORMAL = 1006
 _NO_STATUS = 1005
 _TOO_LARGE = "Exceeded maximum message size"  # trio-websocket, closing of its own accord
-_OPEN = "it ended the connection instead of answering; does it speak WebSocket there?"
-_OPEN_PLAIN = "it ended the connection instead of answering; does it want TLS (wss://)?"
+_SILENT = "it ended the connection instead of answering"
+_WANTS_TLS = "does it want TLS (wss://)?"
 _TLS_ALERT = b"\x15\x03"
 """How a TLS server may begin its answer to what is no TLS (RFC 8446 section 5.1)."""
 
@@ -241,10 +245,14 @@ class BrokerWire:
                     await self._pump()
                 nursery.cancel_scope.cancel()
         if not self._upgraded:
-            plain = not self._url.secure and not isinstance(self._url.peer, Unix)
-            wordless = _OPEN_PLAIN if plain and not self._head else _OPEN
-            why = wordless if self._broken is None else self._broken.reason
-            raise self._refused or DaemonUnreachable(f"cannot connect to {self._url}: {why}")
+            raise self._refused or DaemonUnreachable(f"cannot connect to {self._url}: {self._unanswered()}")
+
+    def _unanswered(self) -> str:
+        """Why there is no answer to the upgrade."""
+        reason = _SILENT if self._broken is None else self._broken.reason
+        if not self._head and not self._url.secure and not isinstance(self._url.peer, Unix):
+            return f"{reason}; {_WANTS_TLS}"  # a server of TLS may hang up on what is none without a word
+        return reason if self._broken is not None else f"{reason}; does it speak WebSocket there?"
 
     async def _upgrade(self, nursery: trio.Nursery, headers: dict[str, str]) -> WebSocketConnection:
         format = "netd.json" if self._options.format == "json" else "netd.msgpack"
@@ -266,11 +274,9 @@ class BrokerWire:
         except ConnectionRejected as answer:
             self._refused = refused_upgrade(self._url, answer.status_code, answer.headers, answer.body)
         except h11.LocalProtocolError:  # its own answer to what is no HTTP is one that only a server can give
-            self._broken = self._broken or Loss(
-                "the peer does not speak WebSocket as it should; is this the address of a broker?"
-            )
+            self._broken = self._broken or Loss(_NO_HTTP)
         except (HandshakeError, WebSocketError, ConnectionClosed, h11.ProtocolError) as error:
-            self._broken = self._broken or Loss(f"the peer does not speak WebSocket as it should ({error})")
+            self._broken = self._broken or Loss(f"{_STRANGE} ({error})")
         finally:
             if not self._upgraded:
                 self._opening.cancel()
@@ -384,10 +390,13 @@ class BrokerWire:
             return b""
         self._counters.bytes_in += len(data)
         if not self._upgraded:
-            if not self._head and data.startswith(_TLS_ALERT) and not self._link.tls:
+            begins, self._head = not self._head, self._head + len(data)
+            if begins and data.startswith(_TLS_ALERT) and not self._link.tls:
                 self._broken = Loss("the peer speaks TLS; write wss://")
                 return b""
-            self._head += len(data)
+            if begins and not data.startswith(_HTTP[: len(data)]):  # h11 would wait for the end of a head
+                self._broken = Loss(_NO_HTTP)
+                return b""
             if self._head > HEAD:
                 self._broken = Loss(f"its answer to the upgrade has more than {HEAD} bytes")
                 return b""

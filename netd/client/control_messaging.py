@@ -161,9 +161,9 @@ class MessagingCalls:
 
     async def channel_publish(
         self, name: str | bytes, data: Any, *, priority: int = 128, ephemeral: bool = False
-    ) -> int:
-        """Publish a message. Returns how many sessions it has reached so far."""
-        return (await self.channel_published(name, data, priority=priority, ephemeral=ephemeral))["delivered"]
+    ) -> int | None:
+        """Publish a message. Returns how many sessions it has reached so far; None: it is on its way."""
+        return (await self.channel_published(name, data, priority=priority, ephemeral=ephemeral)).get("delivered")
 
     async def channel_published(
         self, name: str | bytes, data: Any, *, priority: int = 128, ephemeral: bool = False
@@ -171,7 +171,8 @@ class MessagingCalls:
         """The same with all that the daemon says of it."""
         body = message(data, priority, ephemeral)
         answer = await self._call("POST", f"/v1/channels/{part(name)}/messages", body=body)
-        number(answer, "delivered")
+        if answer.get("delivered") is not None:
+            number(answer, "delivered")
         return cast("shapes.Published", answer)
 
     def channel_events(self, name: str | bytes, *, since: str = "", patience: float = 0.0) -> EventStream:

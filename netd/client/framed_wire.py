@@ -14,8 +14,8 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from netd.client.connection import Ended, Loss
 from netd.client.link import Link, dial
+from netd.client.seams import Ended, Loss
 from netd.errors import ProtocolError
 from netd.wire.framing import FrameDecoder, FrameLimits, NoFraming, frame
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     import trio
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    from netd.client.connection import Face, Wire
     from netd.client.framed_options import Options
     from netd.client.options import Tcp, Unix
+    from netd.client.seams import Face, Wire
     from netd.client.state import Counters
     from netd.wire.framing import Framing
 

@@ -283,9 +283,9 @@ async def _secured(stream: trio.SocketStream, address: Tcp | Unix, options: Clie
         why = str(error).rstrip(".")
         raise DaemonUnreachable(f"cannot use TLS with {address}: {why}{_advice(error, plain)}") from error
     except trio.BrokenResourceError as error:
-        raise DaemonUnreachable(
-            f"cannot use TLS with {address}: {error.__cause__ or error}{_advice(None, plain)}"
-        ) from error
+        cause = error.__cause__
+        why = _reasons(cause) if isinstance(cause, OSError) else str(error)
+        raise DaemonUnreachable(f"cannot use TLS with {address}: {why}{_advice(None, plain)}") from error
     return Link(stream, layer, received)
 
 

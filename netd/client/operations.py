@@ -312,7 +312,7 @@ class OperationsClient:
 
     async def _ask(self, what: str, build: Any, fields: dict[str, Any], *, repeatable: bool) -> Any:
         session = await self._greeted()
-        return await session.request(
+        return await session.requests.ask(
             what,
             lambda ref: build(**fields, ref=ref),
             repeatable=repeatable,
@@ -321,14 +321,17 @@ class OperationsClient:
     async def _deliver(self, what: str, build: Any, fields: dict[str, Any], priority: int, confirm: bool) -> int | None:
         session = await self._greeted()
         if not confirm:
-            await session.tell(what, build(**fields), priority)
+            await session.requests.tell(what, build(**fields), priority)
             return None
-        answer = await session.request(what, lambda ref: build(**fields, ref=ref), priority=priority)
+        answer = await session.requests.ask(what, lambda ref: build(**fields, ref=ref), priority=priority)
         return getattr(answer, "delivered", None)
 
 
 def _name(channel: str | bytes) -> bytes:
-    return channel.encode() if isinstance(channel, str) else bytes(channel)
+    try:
+        return channel.encode() if isinstance(channel, str) else bytes(memoryview(channel))  # bytes(7) are seven zeros
+    except UnicodeEncodeError:
+        raise ProtocolError(f"cannot use the channel {channel!r}: its text is no Unicode", origin="local") from None
 
 
 def _shown(channel: str | bytes) -> str:

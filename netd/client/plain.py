@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from netd.client.inbox import Inbox
 
 if TYPE_CHECKING:
-    from netd.client.connection import Loss
     from netd.client.inbox import Account
+    from netd.client.seams import Loss
     from netd.errors import NetdError
 
 

@@ -46,8 +46,10 @@ class SendQueue:
         self._lanes: dict[int, deque[tuple[bytes, Ticket | None]]] = {}
         self._order: list[int] = []
 
-    def __len__(self) -> int:
-        return sum(map(len, self._lanes.values()))
+    def __bool__(self) -> bool:
+        """Whether anything is to be sent."""
+        waiting = (ticket for lane in self._lanes.values() for _, ticket in lane)
+        return any(ticket is None or not ticket.withdrawn for ticket in waiting)
 
     def room(self, size: int) -> bool:
         """Whether `size` more bytes fit."""

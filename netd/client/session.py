@@ -1,25 +1,24 @@
 """Operations over a client's connection: requests, subscriptions, and their way through a loss.
 
     hello -> welcome                          for every connection anew, with the resume secret while it is good
-    request(ref) -> answer(ref)               of what was on its way when a connection broke: asked again where asking
-                                              twice does no harm, else an error, since nobody knows whether it was done
+    request(ref) -> answer(ref)               requests.py
     subscribe -> ok, messages ...             renewed after every welcome, with the place of the last message taken
 
 Rules:
 - a Subscription sees every message of its channel once and in order; where that was not possible it sees a Gap;
 - one with wildcards sees those of all channels that match, each in order; nothing is fetched for it, so that every
   reconnect is a Gap. A message that several subscriptions match comes once, and each of them sees it;
-- subscriptions go ahead of the queue, so that what the user sends next already finds them; one that the daemon had
-  given us and is too busy for now ("rate") is asked for again, not lost;
+- subscriptions go ahead of the queue, so that what the user sends next already finds them; what the daemon is too busy
+  for ("rate"), to give us again what we had or to have us leave, it is asked for again;
+- of a subscription that was left, nothing is heard any more, whatever is still on its way;
 - the daemon's close says whether coming back makes sense: NORMAL ends the client in peace, FINAL codes end it with an
   error, others are a loss like any.
 
-Over 600 lines, and one file all the same: requests, subscriptions and tokens share what a loss does to them.
+Left out: which subscription hears a message (subscriptions.py), and what it makes of it (subscription.py).
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -28,22 +27,23 @@ import msgspec
 import trio
 from msgspec import UNSET
 
-from netd.client.connection import Loss
 from netd.client.inbox import Account, Inbox
-from netd.client.queue import NORMAL, Ticket
 from netd.client.refusals import refused
+from netd.client.requests import Requests
+from netd.client.seams import Loss
 from netd.client.state import MOST_AWAY, Place, Way
-from netd.client.subscription import PLACES, Subscription, readable
+from netd.client.subscription import Subscription, readable
+from netd.client.subscriptions import Subscriptions
 from netd.errors import DaemonUnreachable, NetdError, ProtocolError, RequestFailed
 from netd.wire import messages
 from netd.wire.messages import CloseCode, Position
-from netd.wire.wildcards import matches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from netd.client.connection import Connection
     from netd.client.options import ClientOptions, TokenSource
+    from netd.client.subscriptions import Leaving
 
 Received: TypeAlias = (
     messages.Message
@@ -68,7 +68,6 @@ FINAL = {
 """Close codes after which the daemon would only close again."""
 _PASSING = ("rate", "too-many")
 """Refusals of a hello that time may mend."""
-_UNREADABLE = "cannot read the request: "
 RENEW_AT = 0.8
 """Of the time that a token is good for, how much passes before the function that gives tokens is asked for another."""
 RENEW_LEAST = 1.0
@@ -83,27 +82,6 @@ RECENT = 1024
 """Events kept for a user who has not begun to read them."""
 _SILENT_BEATS = 3.0
 """Heartbeats that may pass without a byte."""
-
-
-class _Pending(Ticket):
-    """A request whose answer somebody awaits."""
-
-    __slots__ = ("answer", "arrived", "moot", "payload", "priority", "repeatable", "what")
-
-    def __init__(self, what: str, payload: bytes, priority: int, repeatable: bool, moot: bool) -> None:
-        """`moot`: the end of its connection does as well."""
-        super().__init__()
-        self.moot = moot
-        self.what = what
-        self.payload = payload
-        self.priority = priority
-        self.repeatable = repeatable
-        self.answer: Any = None
-        self.arrived = trio.Event()
-
-    def resolve(self, answer: object) -> None:
-        self.answer = answer
-        self.arrived.set()
 
 
 class Session:
@@ -123,7 +101,8 @@ class Session:
         self.account = account
         self.format: messages.Format = format
         self.events: Inbox[Received] = Inbox(account, recent=RECENT)
-        self.subscriptions: dict[bytes, Subscription] = {}
+        self.requests = Requests(connection, account, options.answer_timeout, format)
+        self.subscriptions = Subscriptions()
         self.welcome: messages.Welcome | None = None
         self.ready = False
         self.heartbeat: float | None = None
@@ -137,14 +116,10 @@ class Session:
         self._take(options.token)
         self._tags = dict(options.tags) or None
         self._way = Way()
-        self._refs = itertools.count(1)
-        self._pending: dict[int, _Pending] = {}
         self._subscribing: dict[int, Subscription] = {}
+        self._leaving: dict[int, Leaving] = {}
         self._suspended: dict[Subscription, messages.Error] | None = None
         """While a token that was lost is replaced: the subscriptions that went with it, and why."""
-        self._patterns: list[Subscription] = []
-        self._covering: dict[bytes, list[Subscription]] = {}
-        """Of channels that were heard lately, the patterns that match."""
         self._hello_ref: int | None = None
         self._resuming = False
         self._greeted = trio.Event()
@@ -167,7 +142,7 @@ class Session:
         """Have a fresh token for the next hello, where the user gave a function for it."""
         if self._source is None:
             return
-        timeout = self._options.answer_timeout
+        timeout = self.requests.patience
         with trio.move_on_after(timeout) as waited:
             found = self._source()
             token = found if isinstance(found, str) else await found
@@ -187,7 +162,7 @@ class Session:
             shown = self._token
             if shown is None:
                 raise ProtocolError("cannot refresh the token: this client has none; give it one", origin="local")
-            answer = await self.request("refresh the token", lambda ref: messages.Refresh(shown, ref=ref))
+            answer = await self.requests.ask("refresh the token", lambda ref: messages.Refresh(shown, ref=ref))
         except (RequestFailed, ProtocolError):
             self._token, self._source = before
             raise
@@ -195,7 +170,7 @@ class Session:
         self._expires(expires)
         again, self._suspended = self._suspended or {}, None
         for subscription in again:
-            if self.subscriptions.get(subscription.name) is subscription:
+            if self.subscriptions.holds(subscription):
                 self._ask(subscription)
         return expires
 
@@ -208,8 +183,8 @@ class Session:
             self.renews = trio.current_time() + RENEW_AGAIN
             lost, self._suspended = self._suspended or {}, None
             for subscription, taken in lost.items():
-                if self.subscriptions.get(subscription.name) is subscription:
-                    self._forget(subscription.name)
+                if self.subscriptions.holds(subscription):
+                    self.subscriptions.drop(subscription.name)
                     subscription.end(refused(taken))
 
     def _expires(self, seconds: float | None) -> None:
@@ -226,7 +201,7 @@ class Session:
 
     async def greeted(self) -> messages.Welcome:
         """The daemon's welcome on the connection that lives, or on the next one."""
-        timeout = self._options.answer_timeout
+        timeout = self.requests.patience
         with trio.move_on_after(timeout):
             while not self.ready:
                 if self._refused is not None:
@@ -242,62 +217,6 @@ class Session:
             )
         return self.welcome
 
-    async def request(
-        self,
-        what: str,
-        build: Callable[[int], messages.Request],
-        *,
-        priority: int = NORMAL,
-        repeatable: bool = False,
-        moot: bool = False,
-    ) -> Any:
-        """Send it and return the answer. RequestFailed if that is an error, DaemonUnreachable if none comes.
-
-        What is `moot` without its connection goes ahead of the queue, even if whoever asks is cancelled: as the
-        subscriptions do, which may follow it.
-        """
-        ref, timeout = next(self._refs), self._options.answer_timeout
-        pending = _Pending(what, self._payload(what, build(ref)), priority, repeatable, moot)
-        self._pending[ref] = pending
-        self._await(+1)
-        try:
-            with trio.move_on_after(timeout):
-                if moot:
-                    self.connection.say_first(pending.payload)
-                    pending.left = True
-                else:
-                    await self.connection.send(pending.payload, priority, pending)
-                if len(self._pending) == 1:  # of many at once, the writer makes one system call
-                    self.connection.push()
-                await pending.arrived.wait()
-        finally:
-            self._await(-1)
-            del self._pending[ref]
-            pending.withdrawn = True  # if it is still queued: what nobody waits for should not happen later
-        match pending.answer:
-            case None:
-                state = "no answer" if pending.left else f"it could not be sent, the connection is {self._state()}"
-                raise DaemonUnreachable(f"cannot {what}: {state} within {timeout:g} s")
-            case messages.Error() as error:
-                raise refused(error)
-            case NetdError() as error:
-                raise error
-            case answer:
-                return answer
-
-    async def tell(self, what: str, request: messages.Request, priority: int) -> None:
-        """Send it without asking for an answer."""
-        await self.connection.send(self._payload(what, request), priority)
-
-    def _payload(self, what: str, request: messages.Request) -> bytes:
-        """The request as it goes out. ProtocolError for what the daemon could not read."""
-        payload = messages.encode(request, self.format)
-        try:
-            messages.decode_request(payload, self.format)
-        except ProtocolError as error:
-            raise ProtocolError(f"cannot {what}: {str(error).removeprefix(_UNREADABLE)}", origin="local") from None
-        return payload
-
     async def subscribe(
         self, channel: bytes, recover: Position | None, presence: bool, wild: bool = False
     ) -> Subscription:
@@ -307,104 +226,88 @@ class Session:
             )
         place = Place(recover.epoch, recover.offset) if recover is not None else Place()
         subscription = Subscription(self, channel, place, presence, wild)
-        self._payload(f"subscribe to {readable(channel)!r}", subscription.request(0))
-        self.subscriptions[channel] = subscription
-        timeout = self._options.answer_timeout
-        self._await(+1)
+        self.requests.payload(f"subscribe to {readable(channel)!r}", subscription.request(0))
+        self.subscriptions.add(subscription)
         try:
-            if self.ready:
-                self._ask(subscription)
-            with trio.move_on_after(timeout) as waited:
-                await subscription.confirmed()
+            with self.requests.awaited():
+                if self.ready:
+                    self._ask(subscription)
+                with trio.move_on_after(self.requests.patience) as waited:
+                    await subscription.confirmed()
         except BaseException:
-            self._abandon(subscription)
+            self._leave(subscription)
             raise
-        finally:
-            self._await(-1)
         if subscription.error is not None:
             raise subscription.error
         if not subscription.begun:
             self.connection.check_open()  # it ended in peace, and this with it
         if waited.cancelled_caught:
-            self._abandon(subscription)
-            raise DaemonUnreachable(
-                f"cannot subscribe to {readable(channel)!r}: no answer within {timeout:g} s, "
-                f"the connection is {self._state()}"
-            )
+            self._leave(subscription)
+            raise self.requests.unanswered(f"subscribe to {readable(channel)!r}", self.ready)
         return subscription
 
     async def unsubscribe(self, subscription: Subscription) -> None:
-        if self.subscriptions.get(subscription.name) is not subscription:
-            subscription.discard()
+        leaving = self._leave(subscription)
+        if leaving is None:
             await trio.lowlevel.checkpoint()
             return
-        self._forget(subscription.name)
+        with self.requests.awaited(), trio.move_on_after(self.requests.patience) as waited:
+            self.connection.push()
+            await leaving.over.wait()
+        if leaving.error is not None:
+            raise refused(leaving.error)
+        if waited.cancelled_caught:
+            raise self.requests.unanswered(f"unsubscribe from {subscription.channel!r}", True)
+
+    def _leave(self, subscription: Subscription) -> Leaving | None:
+        """It is read no more. None: the daemon need not be told."""
+        if not self.subscriptions.holds(subscription):
+            subscription.discard()
+            return None
         subscription.end(None, discard=True)
-        if self.ready:
-            fields = messages.channel_fields(subscription.name)
-            await self.request(
-                f"unsubscribe from {subscription.channel!r}",
-                lambda ref: messages.Unsubscribe(**fields, ref=ref),
-                moot=True,
-            )
-        else:
-            await trio.lowlevel.checkpoint()
+        if not self.ready:
+            self.subscriptions.drop(subscription.name)
+            return None
+        leaving = self.subscriptions.leave(subscription)
+        self._ask_to_leave(leaving)
+        return leaving
 
     def _ask(self, subscription: Subscription) -> None:
-        ref = next(self._refs)
+        ref = self.requests.number()
         self._subscribing[ref] = subscription
         self.connection.say_first(messages.encode(subscription.request(ref), self.format))
 
-    def _ask_later(self, subscription: Subscription) -> None:
-        """After a reconnect all are asked for at once, which may be more than the daemon takes of one session."""
+    def _ask_to_leave(self, leaving: Leaving) -> None:
+        """Ahead of the queue, as subscriptions are asked for, which may follow it."""
+        ref = self.requests.number()
+        self._leaving[ref] = leaving
+        fields = messages.channel_fields(leaving.subscription.name)
+        self.connection.say_first(messages.encode(messages.Unsubscribe(**fields, ref=ref), self.format))
+
+    def _later(self, call: Callable[[], None]) -> None:
+        """What the daemon is too busy for: after a reconnect, say, all subscriptions are asked for at once."""
         welcome = self.welcome
 
-        def ask() -> None:
-            if self.ready and self.welcome is welcome and self.subscriptions.get(subscription.name) is subscription:
-                self._ask(subscription)
+        def again() -> None:
+            if self.ready and self.welcome is welcome:
+                call()
 
-        self.connection.later(ASK_AGAIN * random.uniform(1, 2), ask)
-
-    def _abandon(self, subscription: Subscription) -> None:
-        """Nobody waits for this subscription any more; the daemon may have made it."""
-        if self._forget(subscription.name) is not None and self.ready:
-            fields = messages.channel_fields(subscription.name)
-            self.connection.say_first(messages.encode(messages.Unsubscribe(**fields), self.format))
-        subscription.end(None, discard=True)
-
-    def _forget(self, name: bytes) -> Subscription | None:
-        """This client is subscribed to it no more."""
-        subscription = self.subscriptions.pop(name, None)
-        if subscription is not None and subscription.pattern:
-            self._reroute()
-        return subscription
-
-    def _reroute(self) -> None:
-        """A subscription with wildcards came or went."""
-        self._patterns = [each for each in self.subscriptions.values() if each.pattern and each.live]
-        self._covering.clear()
-
-    def _await(self, change: int) -> None:
-        self.account.awaited += change
-        self.account.changed()
-
-    def _state(self) -> str:
-        return self.connection.state.name
+        self.connection.later(ASK_AGAIN * random.uniform(1, 2), again)
 
     # --- the connection's face ----------------------------------------------------------------------------------------
 
     def opening(self) -> list[bytes]:
-        self.heartbeat, self.silence = None, self._options.answer_timeout
+        self.heartbeat, self.silence = None, self.requests.patience
         return [self._hello(self._way.usable(trio.current_time()))]
 
     def say_hello(self) -> None:
         """Begin operations on a connection that was plain so far."""
-        self.silence = self._options.answer_timeout
+        self.silence = self.requests.patience
         self.connection.say_first(self._hello(None))
         self.connection.changed()
 
     def _hello(self, resume: str | None) -> bytes:
-        self._hello_ref = next(self._refs)
+        self._hello_ref = self.requests.number()
         self._resuming = resume is not None
         token = self._token if self._shows_token else None
         hello = messages.Hello(messages.VERSION, self._name, token, self._tags, resume, ref=self._hello_ref)
@@ -431,11 +334,7 @@ class Session:
         match event:
             case messages.Message():
                 message: messages.Message = _plain_data(event)
-                if self._patterns:
-                    self._share(message, size)
-                elif (subscription := self.subscriptions.get(messages.channel_of(message))) is not None:
-                    subscription.take(message, size)
-                else:
+                if not self.subscriptions.take(message, size):
                     self.events.put(message, size)
             case messages.Ok() | messages.Error():
                 self._answered(event, size)
@@ -446,8 +345,7 @@ class Session:
             case messages.TextEvent():
                 self.events.put(event, size)
             case messages.Joined() | messages.Left():
-                subscription = self.subscriptions.get(messages.channel_of(event))
-                if subscription is None or not subscription.witness(event, size):
+                if not self.subscriptions.witness(event, size):
                     self.events.put(event, size)
             case messages.Ping():
                 self.connection.say_pong(messages.encode(messages.Pong(event.ts, ref=event.ref), self.format))
@@ -456,44 +354,17 @@ class Session:
             case messages.Close():
                 self.connection.drop(loss_of(event))
 
-    def _share(self, message: messages.Message, size: int) -> None:
-        """A message for every subscription that matches, where some have wildcards."""
-        channel = messages.channel_of(message)
-        covering = self._covering.get(channel)
-        if covering is None:
-            if len(self._covering) >= PLACES:
-                self._covering.clear()
-            covering = self._covering[channel] = [each for each in self._patterns if matches(each.name, channel)]
-        own = self.subscriptions.get(channel)
-        # What a pattern brings before the daemon has confirmed the channel's own subscription is ahead of its place: it
-        # comes once more there, after what was missed.
-        if own is not None and (own.live or not covering or message.offset is None):
-            own.take(message, size)
-        for each in covering:
-            each.take(message, size)
-        if own is None and not covering:
-            self.events.put(message, size)
-
     def _answered(self, event: Any, size: int) -> None:
         ref = event.ref
-        if isinstance(ref, int) and (pending := self._pending.get(ref)) is not None:
-            pending.resolve(event)
-        elif isinstance(ref, int) and (subscription := self._subscribing.pop(ref, None)) is not None:
-            if self.subscriptions.get(subscription.name) is not subscription:
-                return
-            if isinstance(event, messages.Error) and event.code == "rate" and subscription.begun:
-                self._ask_later(subscription)
-            elif isinstance(event, messages.Error):
-                self._forget(subscription.name)
-                subscription.end(refused(event))
-            else:
-                before = subscription.pattern
-                subscription.confirm(event)
-                if before or subscription.pattern:
-                    self._reroute()
+        if self.requests.answered(ref, event):
+            return
+        if isinstance(ref, int) and (subscription := self._subscribing.pop(ref, None)) is not None:
+            self._subscribed(subscription, event)
+        elif isinstance(ref, int) and (leaving := self._leaving.pop(ref, None)) is not None:
+            self._left(leaving, event)
         elif isinstance(event, messages.Ok):
             if ref is None and event.epoch is not None:
-                self._level(messages.channel_of(event), event)
+                self.subscriptions.level(event)
         elif isinstance(event, messages.Error):
             if ref is not None and ref == self._hello_ref:
                 self._unwelcome(event)
@@ -506,26 +377,46 @@ class Session:
                     self.connection.changed()
                 self.events.put(event, size)
 
-    def _level(self, channel: bytes, ok: messages.Ok) -> None:
-        if (own := self.subscriptions.get(channel)) is not None:
-            own.level(channel, ok)
-        for each in self._patterns:
-            if matches(each.name, channel):
-                each.level(channel, ok)
+    def _subscribed(self, subscription: Subscription, event: messages.Ok | messages.Error) -> None:
+        """The daemon has answered that we want to hear it."""
+        if isinstance(event, messages.Ok):
+            self.subscriptions.confirm(subscription, event)
+        elif not self.subscriptions.holds(subscription):
+            return
+        elif event.code == "rate" and subscription.begun:
+            self._later(lambda: self._ask(subscription) if self.subscriptions.holds(subscription) else None)
+        else:
+            self.subscriptions.drop(subscription.name)
+            subscription.end(refused(event))
+
+    def _left(self, leaving: Leaving, event: messages.Ok | messages.Error) -> None:
+        """The daemon has answered that we want to hear it no more."""
+        if isinstance(event, messages.Error) and event.code == "rate":
+            self._later(lambda: self._leave_again(leaving))
+        else:
+            self.subscriptions.left(leaving, event if isinstance(event, messages.Error) else None)
+
+    def _leave_again(self, leaving: Leaving) -> None:
+        if not self.subscriptions.leaves(leaving):
+            return
+        if leaving.subscription.name in self.subscriptions:  # somebody wants it again; if they get it, this is over
+            self._later(lambda: self._leave_again(leaving))
+        else:
+            self._ask_to_leave(leaving)
 
     def _lose(self, channel: bytes, error: messages.Error, size: int) -> None:
         """The daemon took a subscription away: what was heard can still be read, then the reader learns why."""
-        kept = self.subscriptions.get(channel)
-        if kept is not None and self._suspended is not None and error.code == "denied":
-            kept.live = False
-            self._suspended[kept] = error
-            self._reroute()
-            return
-        subscription = self._forget(channel)
-        if subscription is None:
+        own = self.subscriptions.get(channel)
+        if self.subscriptions.was_left(channel) and not (own is not None and own.live):
+            return  # it is of the one that was left
+        if own is None:
             self.events.put(error, size)
+        elif self._suspended is not None and error.code == "denied":
+            self.subscriptions.suspend(own)
+            self._suspended[own] = error
         else:
-            subscription.end(refused(error))
+            self.subscriptions.drop(channel)
+            own.end(refused(error))
 
     def _welcomed(self, welcome: messages.Welcome) -> None:
         if self._resuming and self.welcome is not None and welcome.session == self.welcome.session:
@@ -538,7 +429,7 @@ class Session:
         self.ready = True
         self._expires(welcome.expires)
         self._subscribing.clear()
-        for subscription in self.subscriptions.values():
+        for subscription in self.subscriptions:
             self._ask(subscription)
         self._greeted.set()
         self.connection.changed()
@@ -564,39 +455,20 @@ class Session:
         self.renews = math.inf
         self.silence = self.heartbeat = None
         self._subscribing.clear()
+        self._leaving.clear()
         self._suspended = None  # the next connection asks for all of them
-        for subscription in self.subscriptions.values():
-            subscription.live = False
-        self._reroute()
-        for pending in list(self._pending.values()):
-            if pending.arrived.is_set():
-                continue
-            if pending.moot:  # asked again it might end what was subscribed to since
-                pending.withdrawn = True
-                pending.resolve(messages.Ok())
-            elif not pending.left:
-                continue
-            elif pending.repeatable:
-                pending.left = False
-                self.connection.put_again(pending.payload, pending.priority, pending)
-            else:
-                pending.resolve(
-                    DaemonUnreachable(
-                        f"cannot tell whether the daemon did it ({pending.what}): "
-                        f"the connection was lost before its answer ({loss.reason})"
-                    )
-                )
+        self.subscriptions.lost()
+        self.requests.lost(loss)
 
     def closed(self, error: NetdError | None) -> None:
         self.ready = False
         self._greeted.set()
         self.events.end(error)
-        for subscription in self.subscriptions.values():
+        self.subscriptions.lost()
+        for subscription in self.subscriptions:
             subscription.end(error)
         gone = error or DaemonUnreachable(f"cannot get an answer from {self.connection.address}: this client is closed")
-        for pending in self._pending.values():
-            if not pending.arrived.is_set():
-                pending.resolve(gone)
+        self.requests.closed(gone)
 
 
 def _plain_data(event: Any) -> Any:

@@ -261,9 +261,10 @@ class ChannelView(ChannelRow):
 
 
 class Published(TypedDict):
-    """How many sessions it has reached so far. `remark`: what the sender may not expect."""
+    """How many sessions it has reached so far, left out where it is still under way. `remark`: what the sender may
+    not expect."""
 
-    delivered: int
+    delivered: NotRequired[int | None]
     remark: NotRequired[str | None]
 
 

@@ -8,6 +8,8 @@ Rules:
 - `now` and random numbers are arguments;
 - a place is (epoch, offset) of the last message taken; a message at or before it is a duplicate and goes no further,
   one beyond the next offset shows a hole, which the reader is told of as a Gap;
+- a message that came without its offset, as machines were out of touch, is known by its origin if another machine tells
+  it once more;
 - a resume secret is good until the daemon answers with the next one, and only for the time that it keeps sessions.
 """
 
@@ -19,6 +21,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from netd.client.options import Reconnect
 
+LOOSE = 10_000
+"""Messages without offsets that are remembered of a channel; the oldest go."""
 MOST_AWAY = 3600.0
 """Seconds that a daemon can ask a client to stay away."""
 RESUME_WITHIN = 60.0
@@ -76,6 +80,9 @@ class Place:
 
     epoch: str | None = None
     offset: int = 0
+    loose: dict[str, bool] = field(default_factory=dict)
+    """The origins of messages that came without their offsets: machines were out of touch, and another one may tell
+    them once more."""
 
     @property
     def known(self) -> bool:
@@ -84,6 +91,10 @@ class Place:
     def move(self, epoch: str | None, offset: int | None) -> None:
         """Be there from now on; the past does not matter."""
         self.epoch, self.offset = epoch, offset or 0
+
+    def reach(self, epoch: str | None, offset: int | None) -> None:
+        """Be there, if not further: a machine may be behind the one that told it before."""
+        self.move(epoch, max(offset or 0, self.offset if epoch == self.epoch else 0))
 
     def admit(self, epoch: str | None, offset: int | None) -> int | None:
         """A message arrived: None if it is a duplicate, else how many before it never came (0 in the usual case).
@@ -103,6 +114,15 @@ class Place:
             return None
         missed, self.offset = offset - self.offset - 1, offset
         return missed
+
+    def repeats(self, origin: str, offset: int | None) -> bool:
+        """A message that has an origin arrived: whether it came without its offset before."""
+        if offset is not None:
+            return self.loose.pop(origin, False)
+        if len(self.loose) >= LOOSE:
+            del self.loose[next(iter(self.loose))]
+        self.loose[origin] = True
+        return False
 
 
 @dataclass

@@ -55,6 +55,8 @@ class Subscription:
         self._place = place
         self._read = Position(place.epoch, place.offset) if place.epoch is not None else None
         self._asked_before = place.known
+        self._moved = False
+        """It has heard messages without offsets on an earlier connection, maybe of another machine."""
         self._confirmed = trio.Event()
         self._presence = presence
         self._wild = wild
@@ -126,6 +128,7 @@ class Subscription:
         """The daemon has subscribed us. What follows is new, or is what we missed."""
         counters = self._session.connection.counters
         self.live, self.pattern = True, ok.pattern
+        self._moved = bool(self._place.loose)
         if ok.pattern:
             self._place = Place()
             self._places.clear()
@@ -149,20 +152,27 @@ class Subscription:
         counters = self._session.connection.counters
         place = self._place_in(messages.channel_of(message)) if self.pattern else self._place
         missed = place.admit(message.epoch, message.offset)
-        if missed is None:
-            counters.duplicates += 1
-            return
+        had = message.origin is not None and place.repeats(message.origin, message.offset)
         if missed:
             counters.gaps += 1
             channel = readable(messages.channel_of(message))
             self._inbox.put(Gap(channel, place.epoch, missed if missed > 0 else None), 0)
-        self._inbox.put(message, size)
+        if missed is None or had:
+            counters.duplicates += 1
+        else:
+            self._inbox.put(message, size)
 
     def level(self, channel: bytes, ok: messages.Ok) -> None:
-        """The daemon says where the channel is, after messages without offsets: nothing was missed."""
+        """The daemon says where the channel is, after messages without offsets: nothing was missed, unless it has
+        another epoch."""
         place = self._place_in(channel) if self.pattern else self._place
         if self.pattern or self.live:
-            place.move(ok.epoch, ok.offset)
+            if place.known and place.epoch != ok.epoch:
+                self._session.connection.counters.gaps += 1
+                self._inbox.put(Gap(readable(channel), ok.epoch), 0)
+            place.reach(ok.epoch, ok.offset)
+            if not self._moved:
+                place.loose.clear()
         if self.live and not self.pattern and not len(self._inbox) and ok.epoch is not None:
             self._read = Position(ok.epoch, ok.offset or 0)
 

@@ -42,7 +42,7 @@ DAEMON TO CLIENT. `from` is the id of the session that sent it, absent where non
 where the channel has a history; another epoch is another history.
 
     welcome      session, server, version, heartbeat? (0: none), resume? (a secret, for one hello), expires?
-    message      C, from?, D, offset?, epoch?, tags?
+    message      C, from?, D, offset?, epoch?, tags?, origin?
     direct, broadcast       from?, D                      joined, left   session, name?, C
     clients      ref?, clients [{session, name?, transport?, tags?}]
     presence     ref?, clients, C
@@ -50,7 +50,7 @@ where the channel has a history; another epoch is another history.
     text         text                                     binary     D
     ping, pong   ts, pad?
     ok           ref?; subscribe: C, epoch?, offset?, recovered?, pattern?; publish, direct, broadcast: delivered?
-                 (sessions); refresh: expires?
+                 (sessions; none: it is under way between machines); refresh: expires?
     error        ref?, refresh?, message, and as code
                  invalid, denied, not-found, too-large, rate, unsupported, too-many, unavailable
     close        code? (1000), reason?, retry_after?: the connection ends behind it
@@ -78,9 +78,9 @@ not in its presence, and neither tells nor is told joined and left; presence and
 subscribed to just that. When a reload makes a name a pattern, or no pattern any more, subscriptions to it end with an
 error that has C and no ref.
 
-Where several machines are one hub, messages of a channel that has a history come without an offset while these machines
-are out of touch. An ok without `ref`, with C, epoch and offset, then says where the channel is: nothing was missed, and
-what comes next has the offset after that. Before it, who comes back may be told "recovered":false.
+Where machines are one hub, messages of a channel that has a history come without an offset while they are out of touch,
+but with an `origin`, to know them by if another machine has them too. An ok without `ref`, with C, epoch and offset,
+then says where the channel is: nothing was missed if the epoch is the same. Before, a return may be "recovered":false.
 
 Codes of close are those of RFC 6455 section 7.4.1, and 4008 too slow a reader, 4009 replaced by another connection,
 4010 removed. After an error the connection stays.
@@ -368,6 +368,7 @@ class Message(_Told, frozen=True, tag="message", rename={"from_": "from"}):
     offset: _Count | None = None
     epoch: str | None = None
     tags: _Tags | None = None
+    origin: _Short | None = None
 
 
 class Direct(_Told, frozen=True, tag="direct", rename={"from_": "from"}):

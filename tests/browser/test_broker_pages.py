@@ -278,6 +278,7 @@ def test_the_pages_of_the_readme_do_what_they_say(page, example):
         page.page.route(f"{origin}/example", lambda route: route.fulfill(body=example, content_type="text/html"))
         page.page.goto(f"{origin}/example")
         eventually(lambda: house.daemon.hub.present() and house.daemon.hub.heard, page)
+        page.until("typeof socket === 'undefined' || socket.readyState === WebSocket.OPEN")  # it hears of it later
         page.page.mouse.click(5, 5)
         page.page.keyboard.press("x")
         page.until("document.body.innerText.trim() != ''")

@@ -178,7 +178,7 @@ def test_the_queue_is_bounded_and_empties_itself(page, peer):
     peer.accept()  # and is never greeted
     first, second = page.run("return Promise.all(answers)")
     assert (first["error"]["kind"], second["error"]["kind"]) == ("unreachable", "full")
-    assert "it could not be sent, the connection is" in first["error"]["message"]
+    assert "it could not be sent within 0.5 s, the state is" in first["error"]["message"]
     assert page.run("return client.buffered") == 0
 
 
@@ -221,14 +221,32 @@ def test_after_messages_without_offsets_it_is_level_again_and_nothing_is_missing
     subscribed(page, begun)
     begun.publish(5)
     begun.say(type="message", channel="public:a", data="local")
-    begun.say(type="ok", channel="public:a", epoch="e2", offset=9)
-    begun.publish(10, epoch="e2")
+    begun.say(type="ok", channel="public:a", epoch="e1", offset=9)
+    begun.publish(10)
     page.until("seen.some(([name, data]) => name == 'got' && data == 10)")
     assert page.seen("got", "gap") == [5, "local", 10]
-    begun.say(type="ok", channel="public:a", epoch="e2", offset=12)
+    begun.say(type="ok", channel="public:a", epoch="e2", offset=12)  # its history was lost meanwhile
     begun.publish(12, 13, epoch="e2")
     page.until("seen.some(([name, data]) => name == 'got' && data == 13)")
-    assert page.seen("got", "gap")[3:] == [13]
+    assert page.seen("got", "gap")[3:] == [{"channel": "public:a", "epoch": "e2", "missed": None}, 13]
+
+
+def test_what_was_heard_without_offsets_on_one_machine_is_not_heard_again_on_another(page, peer, begun):
+    subscribed(page, begun)
+    begun.publish(5)
+    for number in (1, 2):
+        begun.say(type="message", channel="public:a", data=f"local {number}", origin=f"a:{number}")
+    page.until("seen.some(([name, data]) => name == 'got' && data == 'local 2')")
+    begun.abort()
+    link = peer.accept()
+    link.welcome()
+    link.confirm("public:a", epoch="e1", offset=5, recovered=True)
+    link.say(type="ok", channel="public:a", epoch="e1", offset=5)  # that machine knows nothing of them
+    for offset, number in ((6, 1), (7, 2), (8, 3)):
+        place = {"epoch": "e1", "offset": offset, "origin": f"a:{number}"}
+        link.say(type="message", channel="public:a", data=f"local {number}", **place)
+    page.until("seen.some(([name, data]) => name == 'got' && data == 'local 3')")
+    assert page.seen("got", "gap") == [5, "local 1", "local 2", "local 3"]
 
 
 def test_going_on_from_a_position_of_before(page, peer, begun):
@@ -379,6 +397,60 @@ def test_what_is_subscribed_to_again_stays_whatever_became_of_the_unsubscribe(pa
     assert link.receive()["type"] == "publish"
 
 
+def test_what_was_on_the_way_from_a_channel_that_was_left_is_for_nobody(page, peer, begun):
+    subscribed(page, begun)
+    page.run("globalThis.left = outcome(sub.unsubscribe())")
+    request = begun.request("unsubscribe")
+    begun.publish(5)
+    begun.say(type="joined", session="s-2", channel="public:a")
+    begun.say(type="error", code="denied", message="no more", channel="public:a")
+    begun.say(type="ok", ref=request["ref"], channel="public:a")
+    begun.publish(6)  # the application subscribed this session
+    page.until("seen.some(([name]) => name == 'message')")
+    assert page.run("return left") == {"value": None}
+    assert [event["data"] for event in page.seen("message")] == [6]
+    assert page.seen("joined", "error", "got") == []
+
+
+def test_a_pattern_that_was_left_brings_nothing_either_nor_to_the_next_subscription(page, peer, begun):
+    page.run("globalThis.all = client.subscribe('public:*', () => {})")
+    begun.confirm("public:*", pattern=True)
+    page.run("await all.ready")
+    page.run("globalThis.left = outcome(all.unsubscribe())")
+    page.run("""globalThis.sub = client.subscribe('public:a', (message) => seen.push(['got', message.data]),
+                                                 { recover: { epoch: 'e1', offset: 5 } })""")
+    left, asked = begun.request("unsubscribe"), begun.request("subscribe")
+    begun.publish(7)
+    begun.publish(7, channel="public:b")
+    begun.say(type="ok", ref=left["ref"])
+    begun.say(type="ok", ref=asked["ref"], channel="public:a", epoch="e1", offset=5, recovered=True)
+    begun.publish(6, 7)
+    page.until("seen.filter(([name]) => name == 'got').length == 2")
+    assert page.seen("got") == [6, 7]
+    assert page.seen("message", "gap") == []
+
+
+def test_a_daemon_that_was_too_busy_is_asked_once_more_to_leave(page, peer, begun):
+    subscribed(page, begun)
+    page.run("globalThis.left = outcome(sub.unsubscribe())")
+    request = begun.request("unsubscribe")
+    begun.say(type="error", code="rate", message="too much", ref=request["ref"])
+    begun.publish(5)
+    request = begun.request("unsubscribe")
+    begun.publish(6)
+    begun.say(type="ok", ref=request["ref"], channel="public:a")
+    assert page.run("return left") == {"value": None}
+    assert page.seen("message", "got", "error") == []
+
+
+def test_a_full_queue_keeps_nobody_from_leaving(page, peer):
+    link = greeted(page, peer, "{ queueBytes: 10 }")
+    subscribed(page, link)
+    page.run("globalThis.left = outcome(sub.unsubscribe())")
+    link.say(type="ok", ref=link.request("unsubscribe")["ref"])
+    assert page.run("return left") == {"value": None}
+
+
 def test_a_pattern_has_the_messages_of_all_its_channels_and_a_gap_for_each_loss(page, peer, begun):
     subscribed(page, begun)
     page.run(
@@ -484,6 +556,8 @@ def test_each_delay_is_longer_than_the_one_before_and_jittered(page, peer):
     assert closed["error"]["kind"] == "unreachable"
     states = [state for state in page.seen("state") if state["name"] == "backoff"]
     assert [state["attempt"] for state in states] == [1, 2, 3, 4, 5, 6]
+    connecting = [state["attempt"] for state in page.seen("state") if state["name"] == "connecting"]
+    assert connecting == [1, 2, 3, 4, 5, 6]  # and one before anybody could listen
     for state, whole in zip(states, [0.02, 0.04, 0.08, 0.1, 0.1, 0.1], strict=True):
         assert whole / 2 <= state["seconds"] <= whole
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import socket
+import struct
 from contextlib import asynccontextmanager, suppress
 from random import Random
 
@@ -177,7 +179,7 @@ async def test_nobody_there():
     ("answer", "expected"),
     [
         (b"", "it ended the connection instead of answering; does it want TLS (wss://)?"),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", "does it speak WebSocket there?"),
+        (b"HTTP/1.1 200 O", "does it speak WebSocket there?"),
         (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi", "it answers 200"),
         (
             b"HTTP/1.1 101 X\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-accept: x\r\n\r\n",
@@ -205,6 +207,36 @@ async def test_something_else_answers(json_peer, answer, expected):
     async with trio.open_nursery() as nursery:
         nursery.start_soon(say)
         assert expected in str(await refusal(client_of(json_peer)))
+
+
+async def test_what_begins_like_no_http_need_not_end_to_be_told(json_peer):
+    async def say():
+        stream = await json_peer.stream()
+        await stream.send_all(b"SSH-2.0-OpenSSH_9.2\r\n")
+        with suppress(trio.BrokenResourceError):
+            while await stream.receive_some(65536):
+                pass
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(say)
+        error = await refusal(client_of(json_peer, connect_timeout=600))
+    assert "is this the address of a broker?" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "advice"), [("ws", "does it want TLS (wss://)?"), ("wss", "if it has none, write ws://")]
+)
+async def test_a_server_that_resets_what_it_does_not_understand(json_peer, scheme, advice):
+    async def reset():
+        stream = await json_peer.stream()
+        await stream.receive_some(1)
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await stream.aclose()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reset)
+        error = await refusal(BrokerClient(json_peer.url.replace("ws", scheme), tls=scheme == "wss"))
+    assert str(error).endswith(f": connection reset by peer; {advice}")
 
 
 async def test_a_broker_that_does_not_answer(json_peer):
@@ -318,13 +350,23 @@ async def test_a_subscription_hears_and_ends(peer):
             await met.link.confirm("public:a", epoch="e", offset=4)
             await met.link.say(*(Message(channel="public:a", data=n, offset=5 + n, epoch="e") for n in range(100)))
             request = await met.link.request(Unsubscribe)
-            await met.link.say(Ok(ref=request.ref))
+            late = Message(channel="public:a", data="on the way", offset=105, epoch="e")
+            await met.link.say(late, Ok(ref=request.ref), TextEvent("that is all"))
 
         nursery.start_soon(serve)
         with trio.fail_after(PATIENCE):
             async with await met.client.subscribe("public:a") as heard:
                 assert [(await anext(heard)).data for _ in range(100)] == list(range(100))
                 assert heard.position.offset == 104
+            assert (await met.client.receive()).text == "that is all"
+
+
+async def test_what_is_no_channel_is_not_sent(json_peer):
+    async with meeting(json_peer) as met:
+        with pytest.raises(ProtocolError, match=r"^cannot use the channel .*: its text is no Unicode"):
+            await met.client.publish("public:\ud800", "x")
+        with pytest.raises(TypeError, match="bytes-like"):  # and not seven zeros
+            await met.client.publish(7, "x")
 
 
 async def test_a_refused_operation_says_why_and_the_session_goes_on(json_peer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from contextlib import suppress
 
 import pytest
@@ -104,6 +105,26 @@ async def test_a_reset_connection_goes_on_where_it_was(room, states):
     assert (counters.reconnects, counters.resumed, counters.recovered) == (1, 1, 1)
     assert (counters.gaps, counters.duplicates) == (0, 1)
     assert "reset" in backoffs(states)[0].reason
+
+
+async def test_what_cannot_be_sent_says_why_and_holds_up_nobody_who_leaves(peer):
+    client = BrokerClient(peer.url, reconnect=Reconnect(first=600, longest=600), linger=600)
+    room = Room(peer, client)
+    peer.tasks.start_soon(room.serve)
+    with trio.fail_after(PATIENCE):
+        async with client:
+            await client.subscribe("public:a")
+            await room.link.abort()
+            async for state in client.states():
+                if state.name == "backoff":
+                    break
+            client._session.requests.patience = 0.05  # from here on
+            with pytest.raises(DaemonUnreachable) as caught:
+                await client.publish("public:a", "x")
+    assert re.fullmatch(
+        r"cannot publish to 'public:a': it could not be sent within 0.05 s, the state is backoff \(.*reset.*\)",
+        str(caught.value),
+    )
 
 
 async def test_a_history_that_is_too_short_is_exactly_one_gap(room):

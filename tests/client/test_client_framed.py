@@ -19,18 +19,12 @@ from netd.client.framed_wire import FramedWire
 from netd.errors import DaemonUnreachable, ProtocolError
 from netd.wire import handshake
 from netd.wire.framing import frame
-from tests.support.framedpeer import PATIENCE, FramedPeer
+from tests.support.framedpeer import PATIENCE
 
 SOON = Reconnect(first=0.01, longest=0.02, steady=0.0)
 
 
 _AGAIN = ["backoff", "connecting", "connected"]
-
-
-@pytest.fixture
-async def peer():
-    async with FramedPeer() as peer:
-        yield peer
 
 
 # --- payloads ---------------------------------------------------------------------------------------------------------

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import trio
 
 from netd.client import FramedClient, Gap, Reconnect
 from netd.errors import RequestFailed
 from netd.wire.messages import Error, Message, Ok, Position, Subscribe
-from tests.support.framedpeer import FramedPeer, PeerLink
+from tests.support.framedpeer import PATIENCE
 
-PATIENCE = 20.0
-
-
-@pytest.fixture
-async def peer():
-    async with FramedPeer() as peer:
-        yield peer
+if TYPE_CHECKING:
+    from tests.support.framedpeer import FramedPeer, PeerLink
 
 
 def client_of(peer: FramedPeer) -> FramedClient:

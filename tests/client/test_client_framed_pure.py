@@ -16,7 +16,7 @@ from netd.client.framed_options import FramedOptions, Options, parse_address
 from netd.client.inbox import EXTRA, Account, Inbox
 from netd.client.options import Reconnect, Tcp, Unix
 from netd.client.queue import NORMAL, SendQueue, Ticket
-from netd.client.state import Backoff, Place, Way
+from netd.client.state import LOOSE, Backoff, Place, Way
 from netd.errors import ProtocolError
 
 # --- options ----------------------------------------------------------------------------------------------------------
@@ -124,6 +124,29 @@ def test_a_channel_without_history_has_no_place():
     assert not place.known
 
 
+def test_a_message_that_came_without_its_offset_repeats_once():
+    place = Place("e", 4)
+    assert [place.repeats("n:1", offset) for offset in (5, None, 6, 7)] == [False, False, True, False]
+
+
+def test_of_messages_without_offsets_the_oldest_are_forgotten():
+    place = Place("e", 4)
+    for number in range(LOOSE + 2):
+        assert not place.repeats(f"n:{number}", None)
+    assert len(place.loose) == LOOSE
+    assert [place.repeats(f"n:{number}", number) for number in (0, 1, 2, LOOSE + 1)] == [False, False, True, True]
+
+
+def test_a_machine_that_is_behind_another_does_not_take_a_reader_back():
+    place = Place("e", 4)
+    place.reach("e", 3)
+    assert place == Place("e", 4)
+    place.reach("e", 6)
+    assert place == Place("e", 6)
+    place.reach("f", 2)
+    assert place == Place("f", 2)
+
+
 def test_a_resume_secret_is_good_for_its_time():
     way = Way()
     assert way.usable(0.0) is None
@@ -148,7 +171,7 @@ def test_lower_numbers_first_and_each_priority_in_order():
     for number, priority in enumerate((128, 200, 0, 128, 0, 200)):
         queue.put(b"%d" % number, priority)
     assert drain(queue) == [b"2", b"4", b"0", b"3", b"1", b"5"]
-    assert (queue.size, len(queue)) == (0, 0)
+    assert (queue.size, bool(queue)) == (0, False)
 
 
 def test_the_bound_holds_and_one_that_is_longer_fits_alone():
@@ -165,8 +188,11 @@ def test_what_is_withdrawn_is_not_sent_and_what_is_taken_has_left():
     queue.put(b"a", NORMAL, withdrawn)
     queue.put(b"b", NORMAL, kept)
     withdrawn.withdrawn = True
+    assert queue, "one is still wanted"
     assert drain(queue) == [b"b"]
     assert (kept.left, withdrawn.left, queue.size) == (True, False, 0)
+    queue.put(b"a", NORMAL, withdrawn)
+    assert not queue, "nobody waits for it"
 
 
 def test_a_batch_has_a_limit_and_a_long_frame_goes_alone():

@@ -5,7 +5,6 @@ Over 600 lines, and one file all the same: every operation is asked of the same 
 
 from __future__ import annotations
 
-import dataclasses
 from contextlib import suppress
 
 import pytest
@@ -55,12 +54,6 @@ E = "epoch-1"
 @pytest.fixture(params=["messagepack", "json"])
 async def both(request):
     async with FramedPeer(format=request.param) as peer:
-        yield peer
-
-
-@pytest.fixture
-async def peer():
-    async with FramedPeer() as peer:
         yield peer
 
 
@@ -217,11 +210,11 @@ async def test_no_answer_in_time_is_an_error_and_the_next_request_is_fine(peer):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(link.welcome)
             await client.hello()
-        patient = client._session._options  # for what is answered, however busy the machine is
-        client._session._options = dataclasses.replace(patient, answer_timeout=0.05)
+        patience = client._session.requests.patience  # for what is answered, however busy the machine is
+        client._session.requests.patience = 0.05
         with pytest.raises(DaemonUnreachable, match=r"cannot publish to 'a': no answer within 0.05 s"):
             await client.publish("a", 1)
-        client._session._options = patient
+        client._session.requests.patience = patience
         late = await link.request(Publish)
         await link.say(Ok(ref=late.ref, delivered=1))
         async with trio.open_nursery() as nursery:

@@ -8,16 +8,10 @@ import trio
 from netd.client import FramedClient, Reconnect
 from netd.errors import DaemonUnreachable, ProtocolError, RequestFailed
 from netd.wire.messages import Error, Hello, Ok, Refresh, Welcome
-from tests.support.framedpeer import PATIENCE, FramedPeer
+from tests.support.framedpeer import PATIENCE
 
 SOON = Reconnect(first=0.01, longest=0.02, steady=0.0)
 WELCOME = Welcome("s-1", "netd", "1", expires=60.0)
-
-
-@pytest.fixture
-async def peer():
-    async with FramedPeer() as peer:
-        yield peer
 
 
 def client_of(peer, **options):

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import TYPE_CHECKING
+
 import pytest
 import trio
 import trio.testing
 
 from netd.client import FramedClient, Gap, Reconnect
 from netd.errors import DaemonUnreachable, RequestFailed
-from netd.wire.messages import Close, CloseCode, Error, Message, Ok, Publish, Subscribe, Unsubscribe
-from tests.support.framedpeer import PATIENCE, FramedPeer, PeerLink
+from netd.wire.messages import Close, CloseCode, Error, Joined, Message, Ok, Publish, Subscribe, Unsubscribe
+from tests.support.framedpeer import PATIENCE, begun
+
+if TYPE_CHECKING:
+    from tests.support.framedpeer import PeerLink
 
 SOON = Reconnect(first=0.001, longest=0.001, jitter=0)
-
-
-@pytest.fixture
-async def peer():
-    async with FramedPeer() as peer:
-        yield peer
-
-
-async def begun(client: FramedClient, link: PeerLink, *channels: str) -> list:
-    """Greeted, and subscribed to these, at offset 5."""
-
-    async def serve() -> None:
-        await link.welcome()
-        for channel in channels:
-            await link.confirm(channel, epoch="e", offset=5)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve)
-        await client.hello()
-        return [await client.subscribe(channel) for channel in channels]
 
 
 def message(offset: int, channel: str = "public:a") -> Message:
@@ -132,6 +118,49 @@ async def test_who_was_at_a_node_without_history_knows_still_what_it_has(peer):
         assert (asked.recover.epoch, asked.recover.offset) == ("e", 6)
 
 
+async def test_what_it_heard_there_without_offsets_does_not_come_again_elsewhere(peer):
+    async with FramedClient(peer.address, reconnect=SOON, linger=0.01) as client:
+        link = await peer.accept()
+        [subscription] = await begun(client, link, "public:a")
+        await link.say(*(Message("public:a", data=f"local {number}", origin=f"n:{number}") for number in (1, 2)))
+        with trio.fail_after(PATIENCE):
+            assert [(await anext(subscription)).data for _ in range(2)] == ["local 1", "local 2"]
+        await link.abort()
+        link = await peer.accept()
+        await link.welcome()
+        await link.confirm("public:a", epoch="e", offset=5, recovered=True)
+        await link.say(Ok(channel="public:a", epoch="e", offset=5))  # that node knows nothing of them
+        again = [Message("public:a", data=f"local {n}", offset=5 + n, epoch="e", origin=f"n:{n}") for n in (1, 2, 3)]
+        await link.say(*again)
+        with trio.fail_after(PATIENCE):
+            assert (await anext(subscription)).data == "local 3"
+        assert client.telemetry().counters.duplicates == 2
+
+
+async def test_what_a_node_has_told_the_place_of_is_not_remembered(peer):
+    async with FramedClient(peer.address, reconnect=SOON, linger=0.01) as client:
+        link = await peer.accept()
+        [subscription] = await begun(client, link, "public:a")
+        await link.say(Message("public:a", data="local", origin="n:1"), Ok(channel="public:a", epoch="e", offset=6))
+        await link.say(message(7))
+        with trio.fail_after(PATIENCE):
+            assert [(await anext(subscription)).data for _ in range(2)] == ["local", 7]
+        assert not subscription._place.loose
+
+
+async def test_a_place_in_another_epoch_is_a_gap(peer):
+    async with FramedClient(peer.address, reconnect=SOON, linger=0.01) as client:
+        link = await peer.accept()
+        [subscription] = await begun(client, link, "public:a")
+        await link.say(Ok(channel="public:a", epoch="f", offset=2))
+        with trio.fail_after(PATIENCE):
+            assert await anext(subscription) == Gap("public:a", "f")
+        await link.say(Message("public:a", data="next", offset=3, epoch="f"))
+        with trio.fail_after(PATIENCE):
+            assert (await anext(subscription)).data == "next"
+        assert client.telemetry().counters.gaps == 1
+
+
 async def test_and_asks_for_what_came_since(peer):
     async with FramedClient(peer.address, reconnect=SOON, linger=0.01) as client:
         link = await peer.accept()
@@ -142,3 +171,134 @@ async def test_and_asks_for_what_came_since(peer):
             await link.welcome()
             asked = await link.confirm("public:a")
             assert (asked.recover.epoch, asked.recover.offset) == ("e", recover)
+
+
+# --- on the way -------------------------------------------------------------------------------------------------------
+
+
+def told(offset: int | None, channel: str = "public:a", data: object = "late") -> Message:
+    return Message(channel, data=data, offset=offset, epoch="e" if offset is not None else None)
+
+
+async def test_what_was_on_the_way_from_a_channel_that_was_left_is_for_nobody(peer):
+    async with FramedClient(peer.address, linger=0.01) as client:
+        link = await peer.accept()
+        [subscription] = await begun(client, link, "public:a")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(subscription.unsubscribe)
+            left = await link.request(Unsubscribe)
+            taken_away = Error(code="denied", message="no more", channel="public:a")
+            await link.say(told(6), told(None), Joined("s-2", channel="public:a"), taken_away)
+            await link.say(Ok(ref=left.ref, channel="public:a"), told(7, data="by the application"))
+        with trio.fail_after(PATIENCE):
+            assert (await client.receive()).data == "by the application"
+
+
+async def test_nor_after_a_subscription_that_was_given_up(peer):
+    async with FramedClient(peer.address, linger=0.01) as client:
+        link = await peer.accept()
+        await begun(client, link)
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope() as scope:
+                nursery.start_soon(cancelled_at, link, scope)
+                await client.subscribe("public:*", pattern=True)
+            asked, left = link.asked, await link.request(Unsubscribe)
+            await link.say(Ok(ref=asked.ref, channel="public:*", pattern=True), told(6))
+            await link.say(Ok(ref=left.ref, channel="public:*"), told(7, data="by the application"))
+        with trio.fail_after(PATIENCE):
+            assert (await client.receive()).data == "by the application"
+
+
+async def cancelled_at(link: PeerLink, scope: trio.CancelScope) -> None:
+    """Cancel whoever has asked for a subscription."""
+    link.asked = await link.request(Subscribe)
+    scope.cancel()
+
+
+async def test_a_pattern_that_was_left_too(peer):
+    async with FramedClient(peer.address, linger=0.01) as client:
+        link = await peer.accept()
+        await begun(client, link)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(link.confirm, "public:*", pattern=True))
+            pattern = await client.subscribe("public:*")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pattern.unsubscribe)
+            left = await link.request(Unsubscribe)
+            await link.say(told(6), told(6, "other:a", data="by the application"), Ok(ref=left.ref))
+        with trio.fail_after(PATIENCE):
+            assert (await client.receive()).data == "by the application"
+
+
+async def test_the_next_subscription_does_not_hear_it_either(peer):
+    """It would come before what it missed, and what it missed were duplicates then."""
+    async with FramedClient(peer.address, linger=0.01) as client:
+        link = await peer.accept()
+        [before] = await begun(client, link, "public:a")
+        position = before.position
+        made = []
+
+        async def subscribe() -> None:
+            made.append(await client.subscribe("public:a", recover=position))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(before.unsubscribe)
+            left = await link.request(Unsubscribe)
+            nursery.start_soon(subscribe)
+            again = await link.request(Subscribe)
+            taken_away = Error(code="denied", message="no more", channel="public:a")
+            await link.say(message(7), told(None), taken_away, Ok(ref=left.ref))
+            await link.say(Ok(ref=again.ref, channel="public:a", epoch="e", offset=5, recovered=True))
+        await link.say(message(6), message(7))
+        with trio.fail_after(PATIENCE):
+            assert [(await anext(made[0])).data for _ in range(2)] == [6, 7]
+
+
+async def test_a_new_connection_has_nothing_on_the_way(peer):
+    async with FramedClient(peer.address, reconnect=SOON, linger=0.01) as client:
+        link = await peer.accept()
+        [subscription] = await begun(client, link, "public:a")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(subscription.unsubscribe)
+            await link.request(Unsubscribe)
+            await link.abort()
+        link = await peer.accept()
+        await link.welcome()
+        await link.say(told(7, data="by the application"))
+        with trio.fail_after(PATIENCE):
+            assert (await client.receive()).data == "by the application"
+
+
+# --- a daemon that is too busy to leave -------------------------------------------------------------------------------
+
+
+async def busy(link: PeerLink) -> None:
+    left = await link.request(Unsubscribe)
+    await link.say(Error(code="rate", message="too much", ref=left.ref), told(6))
+
+
+async def test_a_daemon_that_was_too_busy_is_asked_again(peer):
+    async with FramedClient(peer.address, linger=0.01) as client:
+        link = await peer.accept()
+        [subscription] = await begun(client, link, "public:a")
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(subscription.unsubscribe)
+                await busy(link)
+                left = await link.request(Unsubscribe)
+                await link.say(told(7), Ok(ref=left.ref), told(8, data="by the application"))
+            assert (await client.receive()).data == "by the application"
+
+
+async def test_but_not_when_somebody_came_back(peer):
+    async with FramedClient(peer.address, linger=0.01) as client:
+        link = await peer.accept()
+        [subscription] = await begun(client, link, "public:a")
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(subscription.unsubscribe)
+                await busy(link)
+                nursery.start_soon(partial(link.confirm, "public:a", epoch="e", offset=6))
+                again = await client.subscribe("public:a")
+            await link.say(message(7))
+            assert (await anext(again)).data == 7

@@ -13,31 +13,9 @@ import trio.testing
 from netd.client import FramedClient, Reconnect, session
 from netd.errors import DaemonUnreachable
 from netd.wire.messages import Direct, Error, Message, Ok, Subscribe
-from tests.support.framedpeer import PATIENCE, FramedPeer, PeerLink
+from tests.support.framedpeer import PATIENCE, begun
 
 SOON = Reconnect(first=0.001, longest=0.001, jitter=0)
-
-
-@pytest.fixture
-async def peer():
-    async with FramedPeer() as peer:
-        yield peer
-
-
-async def begun(client: FramedClient, link: PeerLink, *channels: str) -> list:
-    """Greeted, and subscribed to these."""
-    made: list = []
-
-    async def serve() -> None:
-        await link.welcome()
-        for channel in channels:
-            await link.confirm(channel, epoch="e", offset=0)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve)
-        await client.hello()
-        made += [await client.subscribe(channel) for channel in channels]
-    return made
 
 
 @pytest.mark.parametrize(
@@ -48,7 +26,7 @@ async def begun(client: FramedClient, link: PeerLink, *channels: str) -> list:
 async def test_events_that_nobody_reads_do_not_hold_up_a_subscription(peer, options, size):
     async with FramedClient(peer.address, linger=0.01, **options) as client:
         link = await peer.accept()
-        [subscription] = await begun(client, link, "public:a")
+        [subscription] = await begun(client, link, "public:a", offset=0)
         for number in range(30):
             await link.say(
                 Direct("s-2", data="x" * size), Message("public:a", data=number, offset=number + 1, epoch="e")
@@ -61,7 +39,7 @@ async def test_events_that_nobody_reads_do_not_hold_up_a_subscription(peer, opti
 async def test_what_is_kept_of_them_are_the_last(peer):
     async with FramedClient(peer.address, linger=0.01, inbox_messages=10) as client:
         link = await peer.accept()
-        [subscription] = await begun(client, link, "public:a")
+        [subscription] = await begun(client, link, "public:a", offset=0)
         await link.say(*(Direct("s-2", data=number) for number in range(30)), Message("public:a", data="end"))
         with trio.fail_after(PATIENCE):
             await anext(subscription)
@@ -75,7 +53,7 @@ async def test_a_subscription_that_the_daemon_is_too_busy_for_is_asked_for_again
     monkeypatch.setattr(session, "ASK_AGAIN", 0.01)
     async with FramedClient(peer.address, reconnect=SOON, linger=0.01) as client:
         link = await peer.accept()
-        subscriptions = await begun(client, link, "public:a", "public:b")
+        subscriptions = await begun(client, link, "public:a", "public:b", offset=0)
         await link.abort()
         link = await peer.accept()
         await link.welcome()
@@ -93,7 +71,7 @@ async def test_one_that_was_unsubscribed_meanwhile_is_not(peer, monkeypatch, aut
     monkeypatch.setattr(session, "ASK_AGAIN", 1.0)
     async with FramedClient(peer.address, reconnect=SOON, linger=0.01, answer_timeout=60) as client:
         link = await peer.accept()
-        [subscription] = await begun(client, link, "public:a")
+        [subscription] = await begun(client, link, "public:a", offset=0)
         await link.abort()
         link = await peer.accept()
         await link.welcome()

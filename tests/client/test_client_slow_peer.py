@@ -85,6 +85,7 @@ async def test_a_peer_is_read_behind_our_own_messages_however_small_and_not_behi
             wire.put(frame)
 
     wire._ws = Socket()  # type: ignore[assignment]
+    wire._upgraded = True
     async with trio.open_nursery() as nursery:
         nursery.start_soon(wire._flush)
         if reads:

@@ -19,6 +19,8 @@ export interface Message<Data = any> {
   offset?: number;
   epoch?: string;
   tags?: Record<string, string>;
+  /** Where machines were out of touch: the message with an offset and the same origin is this one. */
+  origin?: string;
 }
 
 /** What was sent to this session, or to all. */
@@ -62,7 +64,7 @@ export interface History {
 
 export interface State {
   name: "connecting" | "connected" | "backoff" | "closed";
-  /** connecting, backoff: which attempt in a row this is, from 1. */
+  /** connecting: which attempt in a row this is, from 1; backoff: the one to come. */
   attempt?: number;
   /** backoff: until the next attempt. */
   seconds?: number;

@@ -55,6 +55,8 @@ const SPREAD = 1;
 const RESUME_WITHIN = 60;
 /** Channels of which a subscription with wildcards knows the last offset. */
 const PLACES = 4096;
+/** Messages without offsets that are remembered of a channel; the oldest go. */
+const LOOSE = 10_000;
 /** setTimeout's longest, in ms: above it fires at once. */
 const LONGEST_TIMER = 2 ** 31 - 1;
 
@@ -73,11 +75,15 @@ const LONGEST_TIMER = 2 ** 31 - 1;
  * @property {string} text
  * @property {number | undefined} ref
  * @property {boolean} repeatable
- * @property {boolean} moot The end of its connection does as well.
  * @property {boolean} sent
  * @property {(answer: any) => void} resolve
  * @property {(error: NetdError) => void} reject
  * @property {ReturnType<typeof setTimeout>} [timer]
+ */
+/**
+ * @typedef {object} Leaving A subscription that was left: what comes is for nobody until the daemon has answered.
+ * @property {Subscription} subscription
+ * @property {(error?: NetdError) => void} done
  */
 
 const now = () => performance.now() / 1000;
@@ -191,6 +197,14 @@ class Place {
     /** @type {string | null} */
     this.epoch = position?.epoch ?? null;
     this.offset = position?.offset ?? 0;
+    /** Origins of messages that came without their offsets: another machine may tell them again. @type {Set<string>} */
+    this.loose = new Set();
+  }
+
+  /** @param {string} epoch @param {number} offset */
+  move(epoch, offset) {
+    this.epoch = epoch;
+    this.offset = offset;
   }
 
   // How many before this message never came (0 as a rule, -1: some, nobody knows); null: it is a duplicate.
@@ -203,6 +217,16 @@ class Place {
     this.epoch = epoch ?? before;
     this.offset = offset;
     return missed;
+  }
+
+  // Whether a message came without its offset before.
+  /** @param {Message} message @returns {boolean} */
+  repeats({ origin, offset }) {
+    if (origin === undefined) return false;
+    if (offset !== undefined) return this.loose.delete(origin);
+    if (this.loose.size >= LOOSE) this.loose.delete(/** @type {string} */ (this.loose.values().next().value));
+    this.loose.add(origin);
+    return false;
   }
 }
 
@@ -219,6 +243,8 @@ class Subscription {
   /** @type {Map<string, Place>} */
   #places = new Map();
   #place;
+  /** Whether it heard messages without offsets on an earlier connection, maybe of another machine. */
+  #moved = false;
   #client;
   #asked;
   #handler;
@@ -305,11 +331,12 @@ class Subscription {
   _confirm(ok) {
     this.live = true;
     this.pattern = ok.pattern === true;
+    this.#moved = this.#place.loose.size > 0;
     if (this.pattern) this.#places.clear();
     if (!ok.recovered) {
       // a node that cannot see the history just now says no place, and that is no reason to forget ours: what we have
       // would be new to us once more as soon as it can
-      if (ok.epoch !== undefined) this.#place = new Place({ epoch: ok.epoch, offset: ok.offset ?? 0 });
+      if (ok.epoch !== undefined) this.#place.move(ok.epoch, ok.offset ?? 0);
       if (this.#asked) this.#gap(this.channel, ok.epoch ?? null, null);
     }
     this.#asked = true;
@@ -320,9 +347,10 @@ class Subscription {
   _take(message, size) {
     const place = this.pattern ? this.#placeIn(keyOf(message.channel)) : this.#place;
     const missed = place.admit(message);
+    const had = place.repeats(message);
     if (missed === null || this.#end) return undefined;
     if (missed) this.#gap(message.channel, place.epoch, missed < 0 ? null : missed);
-    if (this.#end) return undefined; // a listener ended it just now
+    if (had || this.#end) return undefined; // a listener ended it just now
     if (this.#handler) return this.#client._call(this.#handler, message);
     const reader = this.#waiting.shift();
     if (reader) return reader.resolve({ value: message, done: false });
@@ -337,12 +365,14 @@ class Subscription {
     return undefined;
   }
 
-  // The daemon says where a channel is, after messages without offsets: nothing was missed.
+  // The daemon says where a channel is, after messages without offsets: nothing was missed but where the epoch is new.
   /** @param {Wire} ok */
   _level({ channel, epoch, offset }) {
     const place = this.pattern ? this.#placeIn(keyOf(channel)) : this.#place;
-    place.epoch = epoch;
-    place.offset = offset;
+    if (place.epoch !== null && place.epoch !== epoch) this.#gap(channel, epoch, null);
+    const behind = place.epoch === epoch && place.offset > offset; // another machine was further
+    place.move(epoch, behind ? place.offset : offset);
+    if (!this.#moved) place.loose.clear();
   }
 
   /** @param {import("./netd.js").Presence} event */
@@ -418,6 +448,11 @@ class Client {
   #subscriptions = new Map();
   /** @type {Map<number, Subscription>} */
   #subscribing = new Map();
+  // By key, and by the ref of what asks for it.
+  /** @type {Map<string, Leaving>} */
+  #leaving = new Map();
+  /** @type {Map<number, Leaving>} */
+  #parting = new Map();
   /** @type {Subscription[]} */
   #patterns = [];
   /** @type {Map<string, Set<(event: any) => void>>} */
@@ -585,8 +620,7 @@ class Client {
     if (this.#subscriptions.get(subscription.key) !== subscription) return;
     this.#forget(subscription);
     subscription._finish(null);
-    const message = { type: "unsubscribe", ...channelFields(subscription.channel) };
-    if (this.#ready) await this.#request(`unsubscribe from ${subscription.channel}`, message, { moot: true });
+    if (this.#ready) await this.#leave(subscription);
   }
 
   // Whether so much is more than may wait for an iterator.
@@ -622,9 +656,9 @@ class Client {
     return (await this.#request(what, message, { confirm }))?.delivered ?? null;
   }
 
-  /** @param {string} what @param {Wire} message @param {{ repeatable?: boolean, moot?: boolean, confirm?: boolean }} options
+  /** @param {string} what @param {Wire} message @param {{ repeatable?: boolean, confirm?: boolean }} options
    * @returns {Promise<any>} */
-  #request(what, message, { repeatable = false, moot = false, confirm = true } = {}) {
+  #request(what, message, { repeatable = false, confirm = true } = {}) {
     return new Promise((resolve, reject) => {
       this.#check(what);
       const ref = confirm ? this.#refs++ : undefined;
@@ -634,7 +668,7 @@ class Client {
         throw new NetdError("full", `cannot ${what}: ${this.buffered} bytes wait, ${most} is the most (queueBytes)`);
       }
       /** @type {Pending} */
-      const request = { what, text, ref, repeatable, moot, sent: false, resolve, reject };
+      const request = { what, text, ref, repeatable, sent: false, resolve, reject };
       if (ref !== undefined) {
         this.#pending.set(ref, request);
         request.timer = setTimeout(() => this.#giveUp(ref), this.#options.timeout * 1000);
@@ -672,8 +706,11 @@ class Client {
   /** @param {number} ref */
   #giveUp(ref) {
     const request = this.#settle(ref);
-    const state = request?.sent ? "no answer" : `it could not be sent, the connection is ${this.#state.name}`;
-    request?.reject(new NetdError("unreachable", `cannot ${request.what}: ${state} within ${this.#options.timeout} s`));
+    const { name, reason } = this.#state;
+    const within = `within ${this.#options.timeout} s`;
+    const unsent = `it could not be sent ${within}, the state is ${name}${reason ? ` (${reason})` : ""}`;
+    const text = `cannot ${request?.what}: ${request?.sent ? `no answer ${within}` : unsent}`;
+    request?.reject(new NetdError("unreachable", text));
   }
 
   /** @param {string} what */
@@ -690,6 +727,68 @@ class Client {
     const ref = this.#refs++;
     this.#subscribing.set(ref, subscription);
     this.#socket?.send(JSON.stringify({ ...subscription._request(), ref }));
+  }
+
+  // For what the daemon is too busy for just now: after a reconnect, much is asked for at once.
+  /** @param {string} name of the timer @param {() => void} call */
+  #later(name, call) {
+    clearTimeout(this.#timers[name]); // of one that had this name before
+    this.#timers[name] = setTimeout(() => {
+      delete this.#timers[name];
+      call();
+    }, 500 + Math.random() * 1000);
+  }
+
+  /** @param {Subscription} subscription @returns {Promise<void>} */
+  #leave(subscription) {
+    return new Promise((resolve, reject) => {
+      const { timeout } = this.#options;
+      const what = `cannot unsubscribe from ${subscription.channel}: no answer within ${timeout} s`;
+      const timer = setTimeout(() => reject(new NetdError("unreachable", what)), timeout * 1000);
+      /** @param {NetdError} [error] */
+      const done = (error) => {
+        clearTimeout(timer);
+        if (error) reject(error);
+        else resolve();
+      };
+      const leaving = { subscription, done };
+      this.#leaving.get(subscription.key)?.done();
+      this.#leaving.set(subscription.key, leaving);
+      this.#askToLeave(leaving);
+    });
+  }
+
+  /** @param {Leaving} leaving */
+  #askToLeave(leaving) {
+    const ref = this.#refs++;
+    this.#parting.set(ref, leaving);
+    this.#socket?.send(JSON.stringify({ type: "unsubscribe", ...channelFields(leaving.subscription.channel), ref }));
+  }
+
+  // The daemon was too busy.
+  /** @param {Leaving} leaving */
+  #leaveAgain(leaving) {
+    const { key } = leaving.subscription;
+    this.#later(`leave ${key}`, () => {
+      if (this.#leaving.get(key) !== leaving) return;
+      if (this.#subscriptions.has(key)) this.#leaveAgain(leaving); // wanted again; if it is had, this is over
+      else this.#askToLeave(leaving);
+    });
+  }
+
+  // The daemon has answered.
+  /** @param {Leaving} leaving @param {NetdError} [error] */
+  #left(leaving, error) {
+    if (this.#leaving.get(leaving.subscription.key) === leaving) this.#leaving.delete(leaving.subscription.key);
+    leaving.done(error);
+  }
+
+  // Whether something of this channel may be of a subscription that was left.
+  /** @param {Channel} channel */
+  #wasLeft(channel) {
+    if (this.#leaving.has(keyOf(channel))) return true;
+    const left = [...this.#leaving.values()].map((leaving) => leaving.subscription);
+    return left.some((each) => each.pattern && matches(each.channel, channel));
   }
 
   /** @param {Subscription} subscription */
@@ -721,9 +820,11 @@ class Client {
       case "message":
         return this.#share(/** @type {Message} */ (wire), size);
       case "joined":
-      case "left":
-        this.#subscriptions.get(keyOf(wire.channel))?._witness(/** @type {any} */ (wire));
-        return this._emit(wire.type, wire);
+      case "left": {
+        const own = this.#subscriptions.get(keyOf(wire.channel));
+        own?._witness(/** @type {any} */ (wire));
+        return own || !this.#leaving.has(keyOf(wire.channel)) ? this._emit(wire.type, wire) : undefined;
+      }
       case "direct":
       case "broadcast":
       case "text":
@@ -749,10 +850,11 @@ class Client {
     const own = this.#subscriptions.get(keyOf(message.channel));
     const covering = this.#patterns.filter((each) => matches(each.channel, message.channel));
     // What a pattern brings before the daemon has confirmed the channel's own subscription is ahead of its place: it
-    // comes once more there, after what was missed.
-    if (own && (own.live || !covering.length || message.offset === undefined)) own._take(message, size);
+    // comes once more there, after what was missed. And what one that was left still brings is not for the next.
+    const left = this.#wasLeft(message.channel);
+    if (own && (own.live || (covering.length ? message.offset === undefined : !left))) own._take(message, size);
     for (const each of covering) if (each !== own) each._take(message, size);
-    if (!own && !covering.length) this._emit("message", message);
+    if (!own && !covering.length && !left) this._emit("message", message);
   }
 
   /** @param {Wire} answer */
@@ -763,10 +865,20 @@ class Client {
       for (const each of this.#patterns) if (matches(each.channel, answer.channel)) each._level(answer);
       return undefined;
     }
+    const leaving = this.#parting.get(answer.ref);
+    if (leaving) {
+      this.#parting.delete(answer.ref);
+      return this.#left(leaving);
+    }
     const subscription = this.#subscribing.get(answer.ref);
     if (!subscription) return this.#settle(answer.ref)?.resolve(answer);
     this.#subscribing.delete(answer.ref);
-    if (this.#subscriptions.get(subscription.key) !== subscription) return undefined;
+    if (this.#subscriptions.get(subscription.key) !== subscription) {
+      subscription.pattern = answer.pattern === true; // it was left meanwhile, and so are the channels that match
+      return undefined;
+    }
+    const before = this.#leaving.get(subscription.key);
+    if (before) this.#left(before); // the daemon was too busy for that, and need not do it any more
     subscription._confirm(answer);
     return this.#reroute();
   }
@@ -779,7 +891,14 @@ class Client {
       this.#renewIn(Math.random() * SPREAD, now());
     }
     if (ref !== undefined && ref === this.#hello) return this.#unwelcome(error);
-    const taken = ref === undefined && channel !== undefined ? this.#subscriptions.get(keyOf(channel)) : undefined;
+    const leaving = this.#parting.get(ref);
+    if (leaving) {
+      this.#parting.delete(ref);
+      return code === "rate" ? this.#leaveAgain(leaving) : this.#left(leaving, error);
+    }
+    const about = ref === undefined && channel !== undefined ? keyOf(channel) : undefined;
+    const taken = about === undefined ? undefined : this.#subscriptions.get(about);
+    if (about !== undefined && !taken?.live && this.#leaving.has(about)) return undefined; // of the one that was left
     const subscription = this.#subscribing.get(ref) ?? taken;
     if (!subscription) {
       const request = this.#settle(ref);
@@ -788,14 +907,7 @@ class Client {
     this.#subscribing.delete(ref);
     if (this.#subscriptions.get(subscription.key) !== subscription) return undefined;
     if (code === "rate") {
-      // many at once, after a reconnect: it is asked for again a little later
-      const name = `ask ${subscription.key}`;
-      clearTimeout(this.#timers[name]); // of one that had this name before
-      this.#timers[name] = setTimeout(() => {
-        delete this.#timers[name];
-        this.#ask(subscription);
-      }, 500 + Math.random() * 1000);
-      return undefined;
+      return this.#later(`ask ${subscription.key}`, () => this.#ask(subscription));
     }
     error.channel = subscription.channel;
     if (subscription === taken && this.#suspended && code === "denied") {
@@ -895,7 +1007,7 @@ class Client {
 
   async #dial() {
     const attempt = ++this.#dialling;
-    this.#note({ name: "connecting", attempt: this.#attempt + 1 });
+    this.#note({ name: "connecting", attempt: this.#attempt || 1 }); // the one that the backoff before was for
     /** @type {string | undefined} */
     let token;
     try {
@@ -965,9 +1077,7 @@ class Client {
     if (now() - this.#opened >= this.#again.steady && this.#state.name === "connected") this.#attempt = 0;
     for (const [ref, request] of [...this.#pending]) {
       if (!request.sent) continue;
-      if (request.moot) {
-        this.#settle(ref)?.resolve(null);
-      } else if (request.repeatable && !error) {
+      if (request.repeatable && !error) {
         request.sent = false;
         this.#queue.push(request);
         this.#queued += request.text.length;
@@ -993,6 +1103,8 @@ class Client {
     this.#ready = false;
     this.#hello = 0;
     this.#subscribing.clear();
+    this.#parting.clear();
+    for (const leaving of [...this.#leaving.values()]) this.#left(leaving); // the next connection knows of none
     this.#suspended = null; // the next connection asks for all of them
     for (const subscription of this.#subscriptions.values()) subscription.live = false;
     this.#patterns = [];
@@ -1032,11 +1144,7 @@ class Client {
     for (const hint of this.#hints.splice(0)) hint();
     this.#note({ name: "closed", reason });
     const gone = error ?? new NetdError("closed", "cannot get an answer: this client is closed");
-    for (const [ref, { moot }] of [...this.#pending]) {
-      const request = this.#settle(ref);
-      if (moot) request?.resolve(null);
-      else request?.reject(gone);
-    }
+    for (const ref of [...this.#pending.keys()]) this.#settle(ref)?.reject(gone);
     this.#queue = [];
     this.#queued = 0;
     for (const subscription of this.#subscriptions.values()) subscription._finish(error);
