@@ -6,11 +6,12 @@ Rules:
 - a message of a channel without history is delivered here at once, always; one with a history when it comes back from
   Redis with its offset, so that all machines deliver in one order;
 - who hears a channel is told where this machine is in it, which may be behind Redis: what is between follows;
-- after a time without Redis those that heard messages without offsets are told where they are (Ok without `ref`), but
-  for a channel that has another epoch now: something may be lost, and they see that by its next message. If
-  one of them leaves before, or shortly after as that may not have reached it, who comes back to this machine from a
-  place before such messages is told that it may have missed something: nobody knows which of them it had. (On another
-  machine it may hear them twice.)
+- after a time without Redis those that heard messages without offsets are told where they are (Ok without `ref`), and
+  those that hear a channel which has another epoch now are, unless a message comes first: something may be lost, and
+  they see that by the epoch. Who has it begin one tells the other nodes, which look (Began);
+- if one that heard messages without offsets leaves before it was told, or shortly after as that may not have reached
+  it, who comes back to this machine from a place before such messages is told that it may have missed something:
+  nobody knows which of them it had. On another machine it knows them by their origin (traced.py).
 """
 
 from __future__ import annotations
@@ -19,16 +20,18 @@ from typing import TYPE_CHECKING, Any
 
 from netd.backplane import envelopes
 from netd.backplane.desk import Call, Desk, ignore, seed
-from netd.backplane.envelopes import Said
+from netd.backplane.envelopes import MAX_BEGUN, Began, Said
 from netd.backplane.ledger import Entry, Kept
-from netd.hub.history import Page, Publication, measure
+from netd.backplane.traced import publication_of, traced
+from netd.hub.history import Page, measure
 from netd.hub.permissions import Refusal
 from netd.wire.messages import Ok, Position, channel_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from netd.hub.batch import Batch
+    from netd.hub.history import Publication
 
 BATCH = 128
 """Messages in one call of the script that publishes."""
@@ -54,26 +57,19 @@ class Channels(Desk):
         rules = self._rules(publication.channel)
         kept = bool(rules.history_size) and not publication.ephemeral
         here = not kept or not self.online
-        if here:
-            self._deliver_here(publication, kept)
+        publication.under_way = not here
         if publication.ephemeral and not self.online:
+            self._hub.deliver(publication)
             return
-        said = Said(
-            self.node,
-            self.outgoing.number(),
-            publication.channel,
-            publication.data,
-            publication.sender,
-            publication.priority,
-            publication.ephemeral,
-            publication.time,
-        )
-        body, now = envelopes.encode(said), self._monotonic()
-        entry = Entry(said.sequence, said.channel, body, kept, publication, here, at=now)
+        sequence = self.outgoing.number()
+        if here:
+            self._deliver_here(publication, kept, sequence)
+        body, now = self._body(publication, sequence, here), self._monotonic()
+        entry = Entry(sequence, publication.channel, body, kept, publication, here, at=now)
         if not self.online:
             self.outgoing.loosen(entry)
         for each in self.outgoing.add(entry):
-            self._deliver_here(each.content, each.kept)
+            self._deliver_here(each.content, each.kept, each.sequence)
             self.outgoing.loosen(each)
         self.figures.published += 1
         self.on_call()
@@ -127,9 +123,9 @@ class Channels(Desk):
 
         self._ask_history(channel, None, 0, arrived)
 
-    def resync(self) -> None:
-        """Something of the lane may have been missed: ask the histories."""
-        for channel in self.tracks.missed():
+    def resync(self, channels: Iterable[bytes] | None = None) -> None:
+        """Something of the lane may have been missed, of these channels or of any: ask the histories."""
+        for channel in self.tracks.missed(channels):
             self._fetch(channel)
 
     @property
@@ -138,19 +134,36 @@ class Channels(Desk):
         return bool(self._level)
 
     def settle(self) -> None:
-        """Nothing more has come for now: tell who heard messages without offsets where they are."""
+        """Nothing more has come for now: tell who heard messages without offsets where they are, and who hears a
+        channel of which no message has told it yet that it has another epoch."""
         while self._level:
             channel = self._level.pop()
             track = self.tracks.get(channel)
             if track is not None and track.epoch is not None:
-                track.loose, track.levelled = False, self._monotonic()
-                if not track.renewed:
-                    self._tell_place(channel, track.epoch, track.offset)
+                track.loose, track.renewed, track.levelled = False, False, self._monotonic()
+                self._tell_place(channel, track.epoch, track.offset)
 
     # --- what comes and goes ---
 
-    def _deliver_here(self, publication: Publication, kept: bool) -> None:
+    def _body(self, publication: Publication, sequence: int, loose: bool) -> bytes:
+        """What the others are told of it."""
+        return envelopes.encode(
+            Said(
+                self.node,
+                sequence,
+                publication.channel,
+                publication.data,
+                publication.sender,
+                publication.priority,
+                publication.ephemeral,
+                publication.time,
+                loose,
+            )
+        )
+
+    def _deliver_here(self, publication: Publication, kept: bool, sequence: int) -> None:
         """Without an offset."""
+        publication.under_way = False
         if kept:
             self.figures.loose += 1
             track = self.tracks.get(publication.channel)
@@ -158,7 +171,9 @@ class Channels(Desk):
                 track = self.tracks.begin(publication.channel, self._hub.clock())
             if track is not None:
                 track.loose = True
-        self._hub.deliver(publication)
+            publication.delivered += self._hub.deliver(traced(publication, self.node, sequence))
+        else:
+            self._hub.deliver(publication)
 
     def _publishing(self) -> Call:
         entries = self.outgoing.batch(BATCH, BATCH_BYTES)
@@ -189,8 +204,11 @@ class Channels(Desk):
             if verdict in ("gap", "held"):
                 return
             if verdict == "old":
+                track = self.tracks.get(said.channel)
                 if own:
                     self.outgoing.returned(said.sequence)
+                elif track is not None and track.offset == offset:
+                    self._level.add(said.channel)  # it was delivered under another one
                 return
         if own:
             self._own(said.channel, said.sequence, epoch, offset)
@@ -217,7 +235,7 @@ class Channels(Desk):
             self.figures.unreadable += 1
             return
         self._level_before(said.channel, epoch, offset)
-        self._hub.deliver(_publication(said, epoch, offset))
+        self._hub.deliver(publication_of(said, epoch, offset, again=said.loose))
 
     def _level_before(self, channel: bytes, epoch: str | None, offset: int) -> None:
         """A message is about to be delivered: its offset follows, or its subscribers would think they missed some."""
@@ -258,22 +276,39 @@ class Channels(Desk):
         self.figures.missed += fetched.lost
         self.figures.fetched += len(fetched.new)
         for each in fetched.new:
+            if each.offset in fetched.level:
+                self._level.add(channel)
             if each.node == self.node:
                 entry = self.outgoing.returned(each.sequence)
                 if entry is None:
                     self._level.add(channel)
                     continue
             self._level_before(channel, epoch, each.offset)
-            self._hub.deliver(_publication(each.content, epoch, each.offset))
-        if fetched.placed:
+            self._hub.deliver(publication_of(each.content, epoch, each.offset, again=True))
+        track = self.tracks.get(channel)
+        renewed = track is not None and track.renewed and not track.fetching
+        if fetched.placed or renewed or (track is not None and track.offset + 1 in fetched.level):
             self._level.add(channel)
         if fetched.regressed:
-            self._renew(channel)
+            self._renew([channel])
         if fetched.again:
             self._fetch(channel)
 
-    def _renew(self, channel: bytes) -> None:
-        self._push(Call("renew", [self._prefix + b"c:" + channel], [seed()], ignore))
+    def _renew(self, channels: Iterable[bytes]) -> None:
+        """Messages of these are lost: have them begin new epochs, and tell who hears them, wherever that is."""
+        names = list(channels)
+        for start in range(0, len(names), MAX_BEGUN):
+            self._renew_some(names[start : start + MAX_BEGUN])
+
+    def _renew_some(self, names: list[bytes]) -> None:
+        def answered(result: Any) -> None:
+            if result is None:
+                self._lost.update(names)  # joining again does that
+            else:
+                self._say(Began(self.node, names))
+                self.resync(names)
+
+        self._push(Call("renew", [self._prefix + b"c:" + name for name in names], [seed()], answered))
 
     def _empty(self) -> int:
         """Seconds that Redis remembers a channel in which nothing was said: anybody may make one by listening."""
@@ -333,21 +368,23 @@ class Channels(Desk):
         self, channel: bytes, since: Position | None, limit: int, epoch: str, newest: int, kept: list[Kept], line: str
     ) -> Page:
         track = self.tracks.settle(channel, epoch, newest, line) if channel in self._hub.heard else None
+        known = since is not None and since.epoch == epoch and since.offset <= newest
+        start = since.offset if since is not None and known else 0
         if track is not None and track.epoch is not None:
             # no further than this machine is: the rest follows by itself
             if track.epoch != epoch:
                 return Page(track.epoch, track.offset, [], complete=False)
             newest = min(newest, track.offset)
             kept = [each for each in kept if each.offset <= newest]
-        known = since is not None and since.epoch == epoch and since.offset <= newest
-        start = since.offset if since is not None and known else 0
+        newest = max(newest, start)  # another machine was further: the client knows what follows from there
         complete = len(kept) == newest - start and len(kept) <= limit
         if since is not None:
             complete = complete and known
             complete = complete and not any(
                 each.node == self.node and self.outgoing.was_carried(each.sequence) for each in kept
             )
-        found = [_publication(each.content, epoch, each.offset).kept() for each in kept[:limit]]
+        again = since is not None
+        found = [publication_of(each.content, epoch, each.offset, again=again).kept() for each in kept[:limit]]
         return Page(epoch, newest, found, complete)
 
     def _page_without(self, channel: bytes, since: Position | None) -> Page | None:
@@ -357,16 +394,3 @@ class Channels(Desk):
             return None
         here = Position(track.epoch, track.offset)
         return Page(here.epoch, here.offset, [], complete=True) if since == here else None
-
-
-def _publication(said: Said, epoch: str | None, offset: int) -> Publication:
-    return Publication(
-        said.channel,
-        said.data,
-        said.sender,
-        said.priority,
-        said.ephemeral,
-        said.time,
-        offset if epoch is not None else None,
-        epoch,
-    )

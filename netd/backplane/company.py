@@ -17,7 +17,7 @@ from msgspec import structs
 
 from netd.backplane.catalogue import Catalogue
 from netd.backplane.desk import Call, NodeInfo, ignore
-from netd.backplane.envelopes import Alive, Count, Do, Gone, Kick, News, Post, Revoked, Seek, Sought
+from netd.backplane.envelopes import Alive, Began, Count, Do, Gone, Kick, News, Post, Revoked, Seek, Sought
 from netd.backplane.nodes import MAX_NODES, found_at
 from netd.hub import orders
 from netd.hub import presence as seen
@@ -221,12 +221,14 @@ class Company(Catalogue):
                     return
                 kind = Joined if envelope.joined else Left
                 hub.news(envelope.channel, kind(envelope.session, envelope.name, **channel_fields(envelope.channel)))
+            case Began():
+                self.resync(envelope.channels)
             case Revoked():
                 self._take_revocation(Revocation(envelope.kind, envelope.value, envelope.since, envelope.until))
             case Alive():
-                self._fresh.add(envelope.node)
-                if envelope.node not in self.nodes and len(self.nodes) < MAX_NODES:
-                    self.nodes[envelope.node] = NodeInfo(envelope.node, envelope.node.rpartition(".")[0])
+                if envelope.node in self.nodes or len(self.nodes) < MAX_NODES:
+                    self._fresh.add(envelope.node)
+                    self.nodes.setdefault(envelope.node, NodeInfo(envelope.node, envelope.node.rpartition(".")[0]))
             case Gone():
                 self._forget(envelope.who)
 

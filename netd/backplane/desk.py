@@ -151,7 +151,7 @@ class Desk:
         self.config = config
         self.outgoing.max_messages, self.outgoing.max_bytes = config.queue_messages, config.queue_bytes
 
-    def resync(self) -> None:
+    def resync(self, channels: Iterable[bytes] | None = None) -> None:
         raise NotImplementedError
 
     def _rules(self, channel: bytes) -> Namespace:

@@ -1,6 +1,7 @@
 """What daemons say to each other through Redis: MessagePack, one array each. Pure.
 
     on the lane of all:   ["said", node, sequence, channel, data, ...]     a message of a channel
+                          ["began", node, channels]                        they have another epoch
                           ["post"...] ["kick"...] ["do"...]                for sessions; answered by ["count"...]
                           ["seek"...]                                      for nodes; answered by ["sought"...]
                           ["news"...]                                      somebody came to a channel, or left it
@@ -28,6 +29,8 @@ from netd.wire.workers import MAX_APPLICATION_TOKEN
 
 MAX_SOUGHT = 1001
 """Channels that a node tells another of at once."""
+MAX_BEGUN = 500
+"""Channels of which it is told at once that they have another epoch."""
 
 _Node: TypeAlias = Annotated[str, Meta(min_length=1, max_length=128)]
 _Id: TypeAlias = Annotated[str, Meta(min_length=1, max_length=2 * MAX_NAME + 5)]
@@ -50,6 +53,14 @@ class Said(_Envelope, tag="said", frozen=True):
     priority: _Priority = 128
     ephemeral: bool = False
     time: float = 0.0
+    loose: bool = False
+    """It was delivered on its node without an offset."""
+
+
+class Began(_Envelope, tag="began", frozen=True):
+    """Messages of these channels were lost, so that they have another epoch now. None: of any."""
+
+    channels: Annotated[list[_Channel], Meta(max_length=MAX_BEGUN)] | None
 
 
 class Post(_Envelope, tag="post", frozen=True):
@@ -130,7 +141,7 @@ class Gone(_Envelope, tag="gone", frozen=True):
     who: _Node
 
 
-Envelope: TypeAlias = Said | Post | Kick | Do | Count | Seek | Sought | News | Revoked | Alive | Gone
+Envelope: TypeAlias = Said | Began | Post | Kick | Do | Count | Seek | Sought | News | Revoked | Alive | Gone
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Envelope)

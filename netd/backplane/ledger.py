@@ -265,6 +265,8 @@ class Fetched:
     """The history is behind what was delivered: Redis has lost something."""
     placed: bool = False
     """Its place is known only now."""
+    level: set[int] = field(default_factory=set)
+    """Offsets before which there are none but such as were delivered already, under another offset."""
 
 
 class Tracks:
@@ -352,11 +354,13 @@ class Tracks:
             self._note(track, node, sequence)
         return "new"
 
-    def missed(self) -> list[bytes]:
-        """Something may have been missed. Returns the channels whose history has to be asked for."""
+    def missed(self, channels: Iterable[bytes] | None = None) -> list[bytes]:
+        """Something may have been missed, of these channels or of any. Returns those whose history has to be asked
+        for."""
         found = []
-        for channel, track in self._tracks.items():
-            if track.epoch is not None or track.unplaced:
+        for channel in self._tracks if channels is None else channels:
+            track = self._tracks.get(channel)
+            if track is not None and (track.epoch is not None or track.unplaced):
                 track.fetching, track.again, track.ahead = True, False, 0
                 found.append(channel)
         return found
@@ -399,12 +403,16 @@ class Tracks:
             fetched.regressed = track.foreign = True
             track.offset = min(track.offset, entries[0].offset - 1 if entries else newest)
         track.line = line
+        solid = True
         for each in entries:
             if each.offset <= track.offset:
                 continue
             if not track.foreign:
                 fetched.lost += each.offset - track.offset - 1
+            solid = solid and each.offset == track.offset + 1
             track.offset = each.offset
+            if solid:
+                fetched.level.add(each.offset + 1)
             if track.foreign and each.offset <= track.began:
                 continue
             if each.node != here:
@@ -415,6 +423,8 @@ class Tracks:
                     continue
                 self._note(track, each.node, each.sequence)
             fetched.new.append(each)
+            fetched.level.discard(each.offset + 1)
+            solid = True
         if track.offset < newest and not entries:
             fetched.lost += newest - track.offset
             track.offset = newest

@@ -21,7 +21,7 @@ from netd.backplane import envelopes
 from netd.backplane.channels import Channels
 from netd.backplane.company import PRESENCE, Company, read_revocation
 from netd.backplane.desk import Call, NodeInfo, ignore, seed
-from netd.backplane.envelopes import Alive, Gone, Revoked, Said
+from netd.backplane.envelopes import Alive, Began, Gone, Revoked, Said
 from netd.backplane.nodes import MAX_NODES
 
 if TYPE_CHECKING:
@@ -83,9 +83,11 @@ class RedisBackplane(Channels, Company):
             if made not in known:  # it was made while Redis was away, or made anew
                 self._store_revocation(made)
                 self._say(Revoked(self.node, made.kind, made.value, made.since, made.until))
-        for channel in self._lost:
-            self._renew(channel)
-        self._lost, self._all_lost = set(), False
+        behind = isinstance(result, list) and result[0]
+        if behind or self._all_lost:
+            self._say(Began(self.node, None))
+        lost, self._lost, self._all_lost = self._lost, set(), False
+        self._renew(lost)
         self._say(Alive(self.node))
         self.write_presence()
         if self._been and isinstance(result, list) and result[1]:
@@ -101,7 +103,8 @@ class RedisBackplane(Channels, Company):
         self.nodes.clear()
         self.tracks.cut()
         for entry in self.outgoing.cut():
-            self._deliver_here(entry.content, entry.kept)
+            entry.body = self._body(entry.content, entry.sequence, True)
+            self._deliver_here(entry.content, entry.kept, entry.sequence)
         calls, self._calls = self._calls, deque()
         self.waiting = 0
         for call in calls:
@@ -146,9 +149,9 @@ class RedisBackplane(Channels, Company):
         if self._tracking != self._tracks_who():
             self._write_anew()
         everything, lost = self.outgoing.take_lost()
-        self._all_lost = self._all_lost or everything  # joining again does that
-        for channel in lost:
-            self._renew(channel)
+        if everything:
+            self._all_lost = self.flooded = True  # joining again does that
+        self._renew(lost)
         for entry in self.outgoing.strayed(begun - 2 * self.config.timeout):
             track = self.tracks.get(entry.channel)
             late = entry.at < begun - _LATE * self.config.timeout  # not even the history has it
@@ -158,7 +161,8 @@ class RedisBackplane(Channels, Company):
                     self._fetch(entry.channel)
             else:
                 self.outgoing.release(entry)
-                self._deliver_here(entry.content, entry.kept)
+                self._deliver_here(entry.content, entry.kept, entry.sequence)
+                self._level.add(entry.channel)  # its place is behind us, if it has one
 
     def clearing(self, cursor: bytes) -> Call:
         """What comes before `joining`, page after page: nobody is here, as far as Redis knows."""

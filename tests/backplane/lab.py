@@ -59,9 +59,9 @@ class Redis:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        options = ["--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.directory), *self._options]
+        here = ["--bind", "127.0.0.1", "--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.directory)]
         self._process = subprocess.Popen(
-            ["redis-server", *options, "--daemonize", "no", "--save", "", "--loglevel", "warning"],
+            ["redis-server", *here, *self._options, "--daemonize", "no", "--save", "", "--loglevel", "warning"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
         )

@@ -9,7 +9,8 @@ import trio
 
 from netd.backplane import envelopes
 from netd.wire.messages import AskHistory, Error, History, Left, Message, Ok, Position, SendDirect, Subscribe
-from tests.backplane.lab import Node, Person, Redis, needs_redis, node, nodes, numbers
+from tests.backplane.followers import Follower, level
+from tests.backplane.lab import Node, Redis, needs_redis, node, nodes, numbers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,79 +26,6 @@ async def redis(tmp_path: Path):
     await redis.ready()
     yield redis
     redis.kill()
-
-
-class Follower:
-    """A client as they should be: it keeps its place, drops what it has, and notes what it was not given."""
-
-    def __init__(self, person: Person, channel: str = "kept:room") -> None:
-        self.person = person
-        self.channel = channel
-        self.place: Position | None = None
-        self.told: list[Any] = []
-        self.holes: list[Any] = []
-        self.twice: list[Any] = []
-        self.breaks: list[Message] = []
-        """Messages by which it saw that the channel has another epoch, so that it may have missed something."""
-        self.loose = False
-        """It has heard messages of which it does not know where they are."""
-        self.fresh = 0
-        """Times it was told that it may have missed something."""
-
-    async def begin(self) -> Follower:
-        ok = await self.person.hear(self.channel, self.place)
-        self._subscribed(ok)
-        return self
-
-    async def again(self, person: Person) -> Follower:
-        """On another connection, maybe to another machine."""
-        self.look()
-        self.person.leave()
-        self.person = person
-        return await self.begin()
-
-    def _subscribed(self, ok: Ok) -> None:
-        if self.place is not None and not ok.recovered:
-            self.fresh += 1
-        if not ok.recovered:
-            self.place = None if ok.epoch is None else Position(ok.epoch, ok.offset or 0)
-
-    def look(self) -> None:
-        for event in self.person.heard():
-            if isinstance(event, Ok) and event.ref is None:
-                assert event.epoch is not None
-                assert event.offset is not None
-                self.place, self.loose = Position(event.epoch, event.offset), False
-            elif isinstance(event, Message):
-                self._take(event)
-
-    def _take(self, message: Message) -> None:
-        if message.data in self.told:
-            self.twice.append(message.data)
-        self.told.append(message.data)
-        if message.offset is None:
-            self.loose = True
-            return
-        if self.place is not None and self.place.epoch == message.epoch and message.offset != self.place.offset + 1:
-            self.holes.append((self.place, message))
-        if self.place is not None and self.place.epoch != message.epoch:
-            self.breaks.append(message)
-        self.place = Position(message.epoch or "", message.offset)
-
-    async def has(self, count: int) -> None:
-        def there() -> bool:
-            self.look()
-            return len(self.told) >= count
-
-        await self.person.node.becomes(there)
-
-
-async def level(*all_of_them: Node) -> None:
-    for one in all_of_them:
-        await one.online(len(all_of_them) - 1)
-        await one.becomes(lambda one=one: not len(one.plane.outgoing))
-    for one in all_of_them:
-        await one.rest()
 
 
 async def test_while_it_is_frozen_messages_go_on_here_and_reach_the_others_later(redis):
@@ -455,8 +383,7 @@ async def test_a_channel_that_begins_new_epochs_all_the_time_is_not_read_from_it
         await b.person().answer(AskHistory(channel="kept:room", ref=7), History)
         b.plane._read_page = see
         for number in range(900, 910):
-            a.plane._renew(b"kept:room")
-            await a.rest()
+            redis.say("HSET", "netd:c:kept:room", "e", f"another{number}~")  # and nobody is told
             a.hub.publish(b"kept:room", number)
             await there.has(number + 1)
         del b.plane._read_page
@@ -466,3 +393,111 @@ async def test_a_channel_that_begins_new_epochs_all_the_time_is_not_read_from_it
         assert len(there.breaks) == 10
         assert not there.holes
         assert (await b.person().hear("kept:room", Position("another", 3))).recovered is False
+
+
+async def test_who_hears_nothing_more_is_told_all_the_same_that_messages_are_lost(redis):
+    """On every machine, and only of the channel that lost some."""
+    async with node(redis, "b") as b, node(redis, "a", queue_messages=10) as a:
+        await a.online(1)
+        await b.online(1)
+        people = [await Follower(each.person()).begin() for each in (a, b)]
+        calm = [await Follower(each.person(), "short:calm").begin() for each in (a, b)]
+        for channel in (b"kept:room", b"short:calm"):
+            a.hub.publish(channel, 0)
+        for one in (*people, *calm):
+            await one.has(1)
+        redis.kill()
+        await a.offline()
+        for number in range(1, 31):
+            a.hub.publish(b"kept:room", number)
+        redis.start()
+        await level(a, b)
+        for one in people:
+            await one.person.node.becomes(lambda one=one: one.look() or bool(one.breaks))
+        await level(a, b)
+        for one in people:
+            one.look()
+            assert len(one.breaks) == 1
+            assert one.place.offset == 11
+        assert people[0].place == people[1].place
+        for one in calm:
+            one.look()
+            assert not one.breaks
+
+
+async def test_that_messages_are_lost_is_told_after_the_next_outage_if_redis_goes_away_again_before_it_knows(redis):
+    async with node(redis, "b") as b, node(redis, "a", queue_messages=10) as a:
+        await a.online(1)
+        await b.online(1)
+        there = await Follower(b.person()).begin()
+        a.hub.publish(b"kept:room", 0)
+        await there.has(1)
+        before = there.place
+        redis.kill()
+        await a.offline()
+        for number in range(1, 31):
+            a.hub.publish(b"kept:room", number)
+        push, away = a.plane._push, []
+
+        def lose(call: Any, **more: Any) -> None:
+            """The connection ends before Redis has heard this."""
+            if call.script == "renew" and not away:
+                away.append(call)
+                call.answer(None)
+            else:
+                push(call, **more)
+
+        a.plane._push = lose
+        redis.start()
+        await level(a, b)
+        assert away
+        redis.say("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await b.becomes(lambda: there.look() or bool(there.breaks))
+        assert (await b.person().hear("kept:room", before)).recovered is False
+
+
+async def test_who_hears_nothing_more_is_told_too_where_another_machine_sees_that_redis_lost_something(redis):
+    """It is behind what that machine knows; this one was there all the time, and had no reason to ask."""
+    async with nodes(redis, "a", "b") as (a, b):
+        here = await Follower(a.person()).begin()
+        b.hub.publish(b"kept:room", 1)
+        await here.has(1)
+        before = here.place
+        await b.daemon.service_stop("backplane")
+        redis.say("SET", f"netd:q:{b.plane.node}", "0")
+        await b.daemon.service_start("backplane")
+        await a.becomes(lambda: here.look() or bool(here.breaks))
+        assert here.place == Position(here.breaks[0].epoch, before.offset)
+        assert here.told == [1]
+
+
+async def test_what_was_delivered_already_and_is_said_again_under_another_offset_is_no_hole(redis):
+    """Redis has lost what it had, and those who were heard say again what it may not have."""
+    async with node(redis, "a") as a:
+        here = await Follower(a.person()).begin()
+        plane, asked = a.plane, []
+        epoch = here.place.epoch.encode()
+        said = [envelopes.encode(envelopes.Said("other.1", number, b"kept:room", number)) for number in range(9)]
+        for number in (1, 2, 3):
+            plane.arrived(epoch + b"\t%d\n" % number + said[number])
+        await here.has(3)
+        push, plane._push = plane._push, lambda call, **more: asked.append(call)
+        plane.resync()
+        page = [said[each] for each in (2, 4, 3, 5, 1)]
+        rows = [part for offset, body in enumerate(page, 1) for part in (b"%d" % offset, body)]
+        asked[-1].answer([b"new", 5, b"new", *rows])
+        plane._push = push
+        plane.arrived(b"new\t6\n" + said[6])
+        plane.arrived(b"new\t7\n" + said[2])
+        plane.arrived(b"new\t8\n" + said[7])
+        await here.has(7)
+        assert here.told == [1, 2, 3, 4, 5, 6, 7]
+        assert not here.holes
+        assert len(here.breaks) == 1
+        asked.clear()
+        plane._push = lambda call, **more: asked.append(call)
+        plane.resync()  # what no history has any more is one
+        asked[-1].answer([b"new", 11, b"new", b"10", said[3], b"11", said[8]])
+        plane._push = push
+        await here.has(8)
+        assert len(here.holes) == 1

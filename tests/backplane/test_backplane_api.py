@@ -49,7 +49,8 @@ async def test_what_one_is_asked_is_answered_for_all(redis, tmp_path):
         await b.rest()
         channel = await client.channel("kept:room")
         assert (channel["subscribers"], [one["name"] for one in channel["presence"]]) == (1, ["two"])
-        await client.channel_publish("kept:room", "hi")
+        assert await client.channel_publish("kept:room", "hi") is None, "it is under way"
+        assert await client.channel_publish("brief:room", "hi") == 0
         await a.rest()
         assert [one["data"] for one in (await client.channel_history("kept:room"))["messages"]] == ["hi"]
         assert await client.session_send("name:two", "direct") == 1

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from netd.wire.messages import AskHistory, AskPresence, Direct, History, Message, Position, Presence
+from tests.backplane.followers import Follower, level
 from tests.backplane.lab import FREE, Redis, needs_redis, node, nodes, numbers
-from tests.backplane.test_away import Follower, level
 
 pytestmark = needs_redis
 

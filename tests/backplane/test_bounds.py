@@ -10,8 +10,8 @@ from structlog.testing import capture_logs
 from netd.backplane import channels
 from netd.hub.revocations import Revocation
 from netd.wire.messages import AskHistory, History, Left, Message, Position
+from tests.backplane.followers import Follower, level
 from tests.backplane.lab import FREE, Redis, needs_redis, node, nodes, numbers
-from tests.backplane.test_away import Follower, level
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -130,7 +130,7 @@ async def test_the_presence_of_a_large_dead_machine_is_removed_in_pages(redis):
 
 async def test_a_large_machine_comes_back_and_goes_in_pages_too(redis):
     async with node(redis, "a", hub={"namespace": AGED}) as a:
-        async with node(redis, "b", hub={"namespace": AGED}) as b:
+        async with node(redis, "b", hub={"namespace": AGED}, timeout=20) as b:  # it has so long to leave
             await a.online(1)
             people = [b.person() for _ in range(1500)]
             for number, person in enumerate(people):
@@ -164,7 +164,7 @@ async def test_who_comes_back_while_its_presence_is_being_removed_keeps_what_is_
 
 
 async def test_a_revocation_that_is_stored_again_does_not_have_all_of_them_read(redis):
-    async with node(redis, "a") as a:
+    async with nodes(redis, "a", "b") as (a, _):
         for number in range(256):
             a.plane._store_revocation(Revocation("jti", str(number), 1.0, 2e9))
         await a.rest()
@@ -250,3 +250,22 @@ async def test_a_sign_of_life_does_not_wait_behind_a_crowd(redis):
         redis.thaw()
         await a.becomes(lambda: redis.say("HLEN", f"netd:p:{a.plane.node}:") == str(len(people)))
         assert b.plane.online
+
+
+async def test_after_messages_that_came_back_too_late_a_channel_has_a_place_again(redis):
+    """They were told without offsets; who comes later goes on from a position, as ever."""
+    async with node(redis, "a", timeout=0.2) as a:
+        here = await Follower(a.person(), "short:x").begin()
+        own, a.plane.arrived = a.plane.arrived, lambda payload: None  # an inbound flood: nothing comes
+        for number in range(20):
+            a.hub.publish(b"short:x", number)
+        await a.becomes(lambda: a.plane.outgoing.acknowledged == 20)
+        a.plane.arrived = own
+        await here.has(20)  # the history had the last five of them
+        assert sorted(here.told) == list(range(20))
+        await a.rest()
+        here.look()
+        late = await a.person().hear("short:x")
+        assert Position(late.epoch, late.offset) == here.place
+        assert here.place.offset == 20
+        assert not here.loose

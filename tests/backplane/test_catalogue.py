@@ -10,12 +10,12 @@ from pydantic import ValidationError
 
 from netd.backplane import envelopes
 from netd.backplane.config import BackplaneConfig
-from netd.backplane.envelopes import MAX_SOUGHT, Seek, Sought
+from netd.backplane.envelopes import MAX_BEGUN, MAX_SOUGHT, Began, Seek, Sought
 from netd.control.answers import SECONDS
 from netd.errors import RequestFailed
 from netd.wire.messages import AskPresence, Presence, Unsubscribe
+from tests.backplane.followers import Follower, level
 from tests.backplane.lab import FREE, HUB, Node, Redis, needs_redis, node, nodes
-from tests.backplane.test_away import Follower, level
 from tests.backplane.test_backplane_api import controlled
 
 if TYPE_CHECKING:
@@ -184,6 +184,8 @@ async def test_answers_that_nobody_asked_for_or_that_come_twice_count_for_nothin
         Sought("n.1", 1, [(b"x", 1, False)] * (MAX_SOUGHT + 1)),
         Sought("n.1", 1, [(b"", 1, False)]),
         Sought("n.1", 1, [(b"x", -1, False)]),
+        Began("n.1", [b"x"] * (MAX_BEGUN + 1)),
+        Began("n.1", [b""]),
     ],
 )
 async def test_what_asks_or_answers_for_too_much_is_not_understood(wrong):

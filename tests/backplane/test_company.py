@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -14,8 +14,8 @@ from netd.backplane import redis as connection
 from netd.backplane.desk import Call, ignore
 from netd.hub.revocations import Revocation
 from netd.wire.messages import AskHistory, AskPresence, Direct, History, Joined, Left, Message, Presence
-from tests.backplane.lab import FREE, Node, Redis, needs_redis, node, nodes, numbers
-from tests.backplane.test_away import Follower, level
+from tests.backplane.followers import Follower, level
+from tests.backplane.lab import FREE, Node, Person, Redis, needs_redis, node, nodes, numbers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -24,11 +24,14 @@ pytestmark = needs_redis
 
 
 @asynccontextmanager
-async def three(redis: Redis, **more: Any) -> AsyncIterator[list[Node]]:
-    async with node(redis, "a", **more) as a, node(redis, "b", **more) as b, node(redis, "c", **more) as c:
-        for one in (a, b, c):
-            await one.online(2)
-        yield [a, b, c]
+async def three(redis: Redis) -> AsyncIterator[tuple[Node, Node, Node, Person, Person]]:
+    """Three machines of which one that is silent is soon taken for dead, and somebody on the first and the second."""
+    async with nodes(redis, "a", "b", "c", expiry=0.6) as (a, b, c):
+        one, two = a.person(name="one"), b.person(name="two")
+        await one.hear("kept:room")
+        await two.hear("kept:room")
+        await one.until(Joined)
+        yield a, b, c, one, two
 
 
 async def names(node: Node) -> set[str | None]:
@@ -37,11 +40,7 @@ async def names(node: Node) -> set[str | None]:
 
 
 async def test_a_node_that_was_taken_for_dead_and_lives_is_back_and_so_are_its_clients(redis):
-    async with three(redis, expiry=0.6) as (a, b, c):
-        one, two = a.person(name="one"), b.person(name="two")
-        await one.hear("kept:room")
-        await two.hear("kept:room")
-        await one.until(Joined)
+    async with three(redis) as (a, b, c, one, two):
         # as if it were frozen, but for its socket: no heartbeats
         b.plane.beat = lambda answer: trio.lowlevel.current_trio_token().run_sync_soon(answer, None)
         assert (await one.until(Left)).session == two.session.id
@@ -55,11 +54,7 @@ async def test_a_node_that_was_taken_for_dead_and_lives_is_back_and_so_are_its_c
 
 
 async def test_a_node_that_was_cut_off_for_longer_than_its_expiry_is_back_and_so_are_its_clients(redis):
-    async with three(redis, expiry=0.6) as (a, b, c):
-        one, two = a.person(name="one"), b.person(name="two")
-        await one.hear("kept:room")
-        await two.hear("kept:room")
-        await one.until(Joined)
+    async with three(redis) as (a, b, c, one, two):
         b.plane.leave = lambda: Call("beat", [b"x", b"y"], [b"", b"", 1, 0, 1], ignore)  # it cannot say goodbye
         b.plane.goodbye = lambda: b"\n"
         await b.daemon.service_stop("backplane")

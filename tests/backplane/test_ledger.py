@@ -159,6 +159,12 @@ def test_a_history_behind_what_was_delivered_has_lost_something():
     assert fetched.regressed
 
 
+def test_of_channels_that_may_have_lost_something_those_are_asked_for_that_are_heard():
+    tracks = tracks_at("e", 9)
+    assert tracks.missed([b"another", CHANNEL]) == [CHANNEL]
+    assert tracks.missed([b"another"]) == []
+
+
 def test_what_came_while_a_page_was_on_its_way_and_is_in_it_is_not_asked_for_again():
     tracks = tracks_at("e", 3)
     assert tracks.admit(CHANNEL, "e", 5) == "gap"

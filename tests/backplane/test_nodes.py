@@ -17,10 +17,12 @@ from netd.wire.messages import (
     Ok,
     Position,
     Presence,
+    Publish,
     SendBroadcast,
     SendDirect,
     Welcome,
 )
+from netd.wire.rows import Row
 from tests.backplane.lab import needs_redis, nodes, numbers
 
 pytestmark = needs_redis
@@ -41,6 +43,17 @@ async def test_a_message_reaches_those_who_hear_its_channel_on_every_machine(red
             assert [one.offset for one in kept] == [1, 2]
             assert sorted(map(repr, numbers(heard))) == ["'one'", "b'two'", "{'three': 3}"]
             assert {one.from_ for one in heard} == {each.session.id for each in people}
+
+
+async def test_an_answer_counts_only_those_that_a_message_has_reached(redis):
+    """What has to come back first, with its offset, is still under way."""
+    async with nodes(redis, "a") as (a,):
+        one = a.person()
+        for channel, reached in (("kept:room", None), ("brief:room", 1)):
+            await one.hear(channel)
+            assert (await one.answer(Publish(channel=channel, data="hi", ref=7), Ok)).delivered == reached
+            a.hub.publish_row(one.session, Row(channel.encode(), str, ["in", "a row"], [b"", b""], [7, 7]))
+            assert [(await one.until(Ok)).delivered for _ in range(2)] == [reached] * 2
 
 
 async def test_all_machines_deliver_a_channel_in_one_order(redis):

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from tests.backplane.followers import Follower, level
 from tests.backplane.lab import Node, Redis, needs_redis, node
-from tests.backplane.test_away import Follower, level
 from tests.support.relay import Relay
 
 if TYPE_CHECKING:

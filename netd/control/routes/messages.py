@@ -68,9 +68,10 @@ def _reachable(data: JsonValue) -> JsonValue:
 
 @dataclass(frozen=True)
 class Delivered:
-    """How many sessions it has reached so far. `remark`, if there is one: what the sender may not expect."""
+    """How many sessions it has reached so far, left out where it is still under way through the backplane. `remark`, if
+    there is one: what the sender may not expect."""
 
-    delivered: int
+    delivered: int | None
     remark: str | None = None
 
 
