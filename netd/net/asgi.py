@@ -117,16 +117,17 @@ def check_head(request: h11.Request, limits: HttpLimits, headers: list[tuple[byt
         raise Refused(501, "invalid", "cannot serve CONNECT: this is no proxy")
     length = int(names.get(b"content-length", 0))
     if length > limits.max_body:
-        raise Refused(413, "invalid", f"cannot take a body of {length} bytes: the limit is {limits.max_body}")
+        raise Refused(413, "invalid", f"cannot take a body of {length} bytes: at most {limits.max_body} (max_body)")
 
 
 def check_lines(head: bytes) -> None:
     """Raise Refused for lines that two readers could divide differently: h11 takes what RFC 9112 says may be taken.
 
-    A bare LF as the end of a line (section 2.2), and a line that goes on in the next one (obs-fold, section 5.2).
+    A bare LF as the end of a line, and a bare CR in one (section 2.2: h11 takes it in what extends a chunk), and a line
+    that goes on in the next one (obs-fold, section 5.2).
     """
-    if head.count(b"\n") != head.count(b"\r\n"):
-        raise Refused(400, "invalid", "cannot read the request: its lines end with LF; end them with CR LF")
+    if not head.count(b"\n") == head.count(b"\r\n") == head.count(b"\r"):
+        raise Refused(400, "invalid", "cannot read the request: a line ends with LF or has CR in it; end it with CR LF")
     if b"\n " in head or b"\n\t" in head:
         raise Refused(400, "invalid", "cannot read the request: a header goes on in the next line (obs-fold)")
 

@@ -39,6 +39,9 @@ READ = 16384
 WRITE = 65536
 """Bytes a peer has to take within one `write_timeout`."""
 
+_TORN = (b"", b"\r", b"\n")
+"""What may be taken of the CR LF behind a chunk when a read has ended within it."""
+
 # the server's own business (RFC 9110 7.6.1): what an application says of them is dropped
 _CONNECTION_HEADERS = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"upgrade"})
 
@@ -160,16 +163,21 @@ class Exchange:
             try:
                 event = self._http.next_event()
             except h11.RemoteProtocolError as error:
-                raise Refused(400, "invalid", f"cannot read the body: {error}") from None
-            if self._chunked and isinstance(event, h11.EndOfMessage):
-                # lines as well: where they end, the next request begins
-                taken = held[: len(held) - len(self._http.trailing_data[0])]
-                check_lines(taken.removeprefix(b"\n") or taken)  # a chunk's CR LF may have been torn
+                # h11 shows the line
+                why = str(error).partition(": bytearray(")[0]
+                raise Refused(400, "invalid", f"cannot read the body: {why}") from None
+            if self._chunked:
+                # lines as well: where they end, a chunk begins, or the next request
+                data = len(event.data) if isinstance(event, h11.Data) else 0
+                taken = held[: len(held) - len(self._http.trailing_data[0]) - data]
+                if taken not in _TORN or isinstance(event, h11.EndOfMessage):
+                    check_lines(taken.removeprefix(b"\n") or taken)
             if isinstance(event, h11.Data):
                 part += event.data
                 self._read += len(event.data)
                 if self._read > self._line.limits.max_body:
-                    raise Refused(413, "invalid", f"cannot take a body above {self._line.limits.max_body} bytes")
+                    most = self._line.limits.max_body
+                    raise Refused(413, "invalid", f"cannot take a body of more than {most} bytes (max_body)")
             elif event is h11.NEED_DATA:
                 if part:
                     return {"type": "http.request", "body": bytes(part), "more_body": True}

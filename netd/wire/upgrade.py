@@ -96,7 +96,8 @@ def upgrade(
     if len(host) != 1 or not host[0]:
         return _refusal(400, f"there are {len(host)} Host headers: send one" if len(host) != 1 else "Host is empty")
     if b"websocket" not in _elements(given.get(b"upgrade", [])):
-        return _refusal(426, "Upgrade does not name websocket", (b"Upgrade", b"websocket"), (b"Connection", b"Upgrade"))
+        why = "it is none (Upgrade names no websocket): open it as ws:// or wss://"
+        return _refusal(426, why, (b"Upgrade", b"websocket"), (b"Connection", b"Upgrade"))
     if b"upgrade" not in _elements(given.get(b"connection", [])):
         return _refusal(400, "Connection does not name upgrade")
     version = given.get(b"sec-websocket-version", [])

@@ -76,7 +76,8 @@ is away, and where a daemon does not answer in time ([backplane] answers), the v
     > copy_session       source, target (sessions)  int: the target hears what the source hears too. So many are new
     > set_token          session, token? (bin; absent or empty: none)      bool: there is such a session. It is kept
                          with the session, at most 8192 bytes. Where it is a token that the hub knows (hub.token, JWT),
-                         the session may from now on what that permits. Before the answer comes `session`, if it is
+                         the session may from now on what that permits, until none is set, which leaves it with what
+                         anyone may; another one changes nothing of that. Before the answer comes `session`, if it is
                          this worker's: who waits for the answer before the next handler runs shows it the new token.
                          A session that resumes this one has the token too, but not what it permitted: set it again
     > close              session, code? (1000), reason?     bool: there was such a session. It cannot be resumed

@@ -16,11 +16,13 @@ from pydantic import AfterValidator, model_validator
 from netd.net.http_limits import HttpLimits
 from netd.section import Listen, Network, live, replace
 from netd.services.broker.origins import check_host_pattern, check_origin_pattern
+from netd.services.broker.protocol import check_application_path
 from netd.sessions.config import SessionLimits
 from netd.wire.deflate import DeflateSettings
 
 HostPattern = Annotated[str, AfterValidator(check_host_pattern)]
 OriginPattern = Annotated[str, AfterValidator(check_origin_pattern)]
+ApplicationPath = Annotated[str, AfterValidator(check_application_path)]
 
 _ROOM: Final = 64 * 1024
 """Bytes that have to fit into an outbox besides the longest message: what is around its data, and its Close."""
@@ -82,8 +84,8 @@ class BrokerConfig(SessionLimits):
     """Messages below so many bytes are sent as they are."""
 
     # --- HTTP
-    application: str = replace("/app", pattern=r"^/[A-Za-z0-9._~/-]*$", max_length=255)
-    """The path at which a WebSocket's messages go to the application."""
+    application: ApplicationPath = replace("/app", pattern=r"^/[A-Za-z0-9._~/-]*$", max_length=255)
+    """The path at which a WebSocket's messages go to the application: none of the broker's own."""
     client: bool = live(True)
     """Serve the client for browsers at /netd.js and /netd.d.ts."""
     hosts: list[HostPattern] = live([], max_length=256)

@@ -45,6 +45,8 @@ _PADDED = 100
 """Bytes of a ping to be traced by: a byte for each probe (netd.wire.probes), and a control frame has 125 at most."""
 _IDLE_TALK = 1024
 """Bytes that a client of an event stream may send, which nobody reads."""
+_RETURN = 1.0
+"""Seconds that a browser lets pass at least before it opens an event stream again."""
 
 
 class Mode(modes.Mode):
@@ -297,5 +299,6 @@ class Events(Mode):
 
     def farewell(self, code: int, reason: str, retry_after: float | None) -> bytes:
         last = messages.encode(Close(code=code, reason=reason, retry_after=retry_after), "json")
-        retry = b"retry: %d\n" % round(retry_after * 1000) if retry_after else b""
+        # a browser waits so long before every attempt from now on, without backing off while nobody listens
+        retry = b"" if retry_after is None else b"retry: %d\n" % round(1000 * (_RETURN + retry_after))
         return b"%bevent: close\ndata: %b\n\n" % (retry, last)

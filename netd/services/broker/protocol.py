@@ -144,7 +144,7 @@ class Health:
     """Whether it serves."""
 
     word: ClassVar = "health"
-    methods: ClassVar = _GET
+    methods: ClassVar = ("GET", "HEAD")
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +231,19 @@ def place(path: bytes, application: str = "/app") -> Place:
             return Place(Direct, segment)
     else:
         return Place(_APPLICATION)
-    raise NotFound(f"cannot find {_shown(path)}: in the name of a channel or a session, / is written %2F")
+    there = "/ws/NAME, /channels/NAME, its /events, /history and /presence, /sessions/ID"
+    raise NotFound(f"cannot find {_shown(path)}: there are {there}; within a name, / is written %2F")
+
+
+def check_application_path(path: str) -> str:
+    """The path as it is. Raises ValueError for one that leads somewhere already."""
+    try:
+        free = place(path.encode(), "").application
+    except NotFound:
+        free = False
+    if not free:
+        raise ValueError(f"cannot have the application at {path!r}, which is the broker's own: write another path")
+    return path
 
 
 _VERBS: Mapping[bytes, type[Route]] = {b"events": Events, b"history": History, b"presence": Presence}

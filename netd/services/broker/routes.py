@@ -33,7 +33,7 @@ from netd.wire import messages
 from netd.wire.upgrade import Upgrade, upgrade, wants_upgrade
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from netd.hub.history import Page, Publication
     from netd.net.asgi import Handed, Receive, Scope, Send
@@ -103,7 +103,7 @@ class Broker:
         if method == "OPTIONS" and await self._options(request, place, config):
             return
         if place.methods and method not in place.methods:
-            raise _no_method(method, place)
+            raise _no_method(method, place.methods)
         if config.http_rate:
             self._budgets.request(
                 f"address {visit.key}", self._gateway.reactor.now, config.http_rate, config.http_burst
@@ -155,7 +155,7 @@ class Broker:
         own = scope["server"][0] if scope["server"] else None
         site = site_of(scope["scheme"], *parsed)
         if not self._hosts.allows(site.host, site.port, own):
-            why = f"it is none of this broker's (broker.hosts lists {parsed[0]!r} neither)"
+            why = "it is no address of this listener, and not in broker.hosts"
             raise Answered(421, "denied", f"cannot answer for the host {parsed[0]!r}: {why}")
         request.site = site
 
@@ -267,7 +267,7 @@ class Broker:
         if data is GONE:
             return
         delivered = hub.publish(channel, data, priority=route.priority, ephemeral=route.ephemeral)
-        body: dict[str, Any] = {"delivered": delivered}
+        body: dict[str, Any] = {} if delivered is None else {"delivered": delivered}
         if isinstance(hub.backplane, MemoryBackplane) and not (route.ephemeral or realm.rules.ephemeral):
             history = hub.histories.get(channel)
             if history is not None:
@@ -331,8 +331,8 @@ class Broker:
     # --- the rest ---
 
     async def _health(self, request: Request) -> None:
-        if request.method not in ("GET", "HEAD"):
-            raise Answered(405, "invalid", f"cannot {request.method} /healthz", [(b"allow", b"GET, HEAD")])
+        if request.method not in protocol.Health.methods:
+            raise _no_method(request.method, protocol.Health.methods)
         if request.scope["extensions"]["netd.draining"].is_set():
             await say_json(request.send, 503, {"status": "draining"}, [(b"retry-after", b"1")])
         else:
@@ -363,8 +363,8 @@ _ANSWERS: Mapping[type, Callable[[Broker, Request, Any, Caller], Awaitable[None]
 }
 
 
-def _no_method(method: str, place: protocol.Place) -> Answered:
-    allowed = ", ".join(place.methods)
+def _no_method(method: str, methods: Sequence[str]) -> Answered:
+    allowed = ", ".join(methods)
     return Answered(
         405, "invalid", f"cannot {method[:32]} here: there are {allowed}", [(b"allow", allowed.encode("ascii"))]
     )

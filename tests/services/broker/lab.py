@@ -267,9 +267,10 @@ async def serving(
     policy: RestartPolicy = POLICY,
     clock: Callable[[], float] = time.time,
     listen: dict[str, Any] | None = None,
+    house_type: type[Any] = House,
     **limits: Any,
-) -> AsyncGenerator[House, None]:
+) -> AsyncGenerator[Any, None]:
     """The broker in its unit. Either `listeners`, or the fields of one. `limits` are not validated: short times."""
     config = BrokerConfig(listen=list(listeners) or [listening(**(listen or {}))]).model_copy(update=limits)
-    async with running(service_type, config, House, hub=hub, policy=policy, clock=clock) as house:
+    async with running(service_type, config, house_type, hub=hub, policy=policy, clock=clock) as house:
         yield house

@@ -7,8 +7,7 @@ async with serving(origins=["https://page.example"]) as house:
 from __future__ import annotations
 
 import json
-import time
-from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -16,14 +15,13 @@ from pydantic import SecretStr
 
 from netd.hub.config import HubConfig, Namespace, Token
 from netd.hub.seams import Echo, HttpRequest
-from netd.services.broker.config import BrokerConfig, BrokerListen
-from netd.services.broker.service import service_type
-from tests.sessions import lab
-from tests.sessions.lab import OPEN, POLICY, eventually, running
+from tests.services.broker import lab
+from tests.services.broker.lab import eventually, listening
+from tests.sessions.lab import House as AnyHouse
 from tests.support.http import Peer, Response
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import Sequence
 
 __all__ = [
     "CLOSED",
@@ -82,7 +80,7 @@ def error_of(response: Response) -> tuple[str, str]:
     return error["kind"], error["message"]
 
 
-class House(lab.House):
+class House(AnyHouse):
     """A running broker and everything around it."""
 
     async def client(self, number: int = 0, **more: Any) -> Peer:
@@ -163,19 +161,5 @@ async def until(peer: Peer, mark: bytes) -> bytes:
     return data
 
 
-def listening(**fields: Any) -> BrokerListen:
-    return BrokerListen(**{"address": "127.0.0.1:0", **fields})
-
-
-@asynccontextmanager
-async def serving(
-    *listeners: BrokerListen,
-    hub: HubConfig = OPEN,
-    clock: Callable[[], float] = time.time,
-    listen: dict[str, Any] | None = None,
-    **limits: Any,
-) -> AsyncGenerator[House, None]:
-    """The broker in its unit. Either `listeners`, or the fields of one. `limits` are not validated: short times."""
-    config = BrokerConfig(listen=list(listeners) or [listening(**(listen or {}))]).model_copy(update=limits)
-    async with running(service_type, config, House, hub=hub, policy=POLICY, clock=clock) as house:
-        yield house
+serving = partial(lab.serving, house_type=House)
+"""The broker in its unit, as there."""

@@ -511,6 +511,7 @@ async def test_a_preflight():
         ("HEAD", "/ws", "GET, OPTIONS"),
         ("POST", "/netd.js", "GET, HEAD, OPTIONS"),
         ("POST", "/healthz", "GET, HEAD"),
+        ("OPTIONS", "/healthz", "GET, HEAD"),
     ],
 )
 async def test_a_method_that_is_not_there(method, target, allow):
