@@ -122,14 +122,15 @@ class _Trunk:
     def saw(self, prefix: bytes, known: _Known, now: float) -> None:
         ttl, address = known.hop.ttl, known.hop.addr
         assert address is not None
-        addresses = self.witnesses.setdefault(ttl, {})
+        self.witnesses.setdefault(ttl, {})
+        addresses = self.fresh(ttl, now)
         if address not in addresses and len(addresses) >= _MOST_ADDRESSES:
             addresses.pop(min(addresses, key=lambda one: next(reversed(addresses[one].values()), 0.0)))
         prefixes = addresses.setdefault(address, OrderedDict())
-        prefixes[prefix] = now
-        prefixes.move_to_end(prefix)
-        if len(prefixes) > _MOST_WITNESSES:
-            prefixes.popitem(last=False)
+        # the first ones stay: they are those that saw the nearer routers, too (`joined`)
+        if prefix in prefixes or len(prefixes) < _MOST_WITNESSES:
+            prefixes[prefix] = now
+            prefixes.move_to_end(prefix)
         self.latest[ttl] = known
         self.silent.pop(ttl, None)
         self.judged = float("-inf")
@@ -147,6 +148,15 @@ class _Trunk:
         return any(
             sum(now - at <= window for at in times) > LIMIT_BURST + LIMIT_RATE * window for window in _LIMIT_WINDOWS
         )
+
+    def joined(self, near: int, far: int) -> bool:
+        """A prefix had both routers in its path, and not each some prefix: or the trunk were two paths spliced."""
+        ours, theirs = (self.witnesses.get(ttl, {}).get(self._address(ttl), ()) for ttl in (near, far))
+        return near == far or any(prefix in theirs for prefix in ours)
+
+    def _address(self, ttl: int) -> str:
+        known = self.latest.get(ttl)
+        return "" if known is None else known.hop.addr or ""
 
     def scouted(self, ttl: int, hold: float, now: float) -> float:
         """Until when enough others are finding out about this TTL; 0 if they are not."""
@@ -243,9 +253,11 @@ class Share:
         return self._adopt and ttl < self.bound and ttl < self._nat
 
     def _verified(self, ttl: int) -> bool:
-        """A router of the trunk at or behind this TTL answered this round's own probe."""
+        """A router of the trunk at or behind this TTL answered this round's own probe, and somebody's path has both."""
         return any(
-            ttl <= own <= self._trunk.end and self._trunk.latest[own].hop.addr == address
+            ttl <= own <= self._trunk.end
+            and self._trunk.latest[own].hop.addr == address
+            and self._trunk.joined(ttl, own)
             for own, address in self._answers.items()
             if own in self._trunk.latest
         )

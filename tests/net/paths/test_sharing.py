@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from netd.net.paths import sharing
@@ -74,6 +74,16 @@ def test_two_hundred_clients_at_once_through_rate_limited_routers(prefixes):
     assert max(client.ended for client in clients) - 100.0 < 0.5
 
 
+def test_a_crowd_relies_on_those_who_saw_all_of_the_trunk():
+    """However many have asked its far end since: what they say of the nearer routers is still vouched for."""
+    net = SimNet()
+    path = routers(10)
+    clients = near_and_far(net, path, 200, prefixes=True)
+    net.run()
+    assert all(client.hops == client.truth for client in clients)
+    assert [router.asked for router in path[7:9]] == [sharing.WITNESSES] * 2
+
+
 def test_without_sharing_the_same_two_hundred_starve_each_other():
     net = SimNet()
     path = routers(10, limited=range(1, 11))
@@ -116,6 +126,7 @@ def test_another_answer_at_the_trunks_end_and_it_is_not_believed():
     together=st.booleans(),
     silent=st.sets(st.integers(1, 6), max_size=2),
 )
+@example(shape=[(1, 0, 0)] * 3 + [(0, 1, 2)] * 3, together=True, silent=set())
 def test_who_is_told_a_router_has_it_on_his_path(shape, together, silent):
     """Any tree of paths, no rate limits: sharing saves probes and never invents a path.
 

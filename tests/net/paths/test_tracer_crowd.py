@@ -46,7 +46,7 @@ async def test_without_sharing_the_same_crowd_goes_short():
     """What sharing is for: the routers answer six each and no more."""
     with Lab(4, stock_limits="all") as lab, lab.crowd(40, one_prefix=True) as connections:
         async with tracer_in(lab) as tracer:
-            paths = await trace_all(tracer, connections, TraceOptions(share=False))
+            paths = await trace_all(tracer, connections, TraceOptions(share=False, timeout=5.0))
         assert {path.dest_ttl for path in paths} == {5}
         assert sum(addresses(path) == lab.hops() for path in paths) < 20
     assert all(hop.limited for path in paths for hop in path.hops if hop.kind == "silent")
