@@ -57,7 +57,7 @@ bench-framed: $(READY)  ## CPU per message, latency, fan-out and memory of frame
 bench-broker: $(READY)  ## CPU per delivery, latency, accepts and memory of the broker, against C, nats, mosquitto, node, bun
 	$(BIN)/python -m tests.bench.broker
 
-fuzz: $(READY)  ## a minute of fuzzing for the parsers of frames, messages and handshakes (SECONDS=60)
+fuzz: $(READY)  ## a minute of fuzzing for whatever parses what others sent (SECONDS=60)
 	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60)
 
 lock: $(READY)  ## write packaging/requirements*.txt again: versions and hashes of what the package brings

@@ -1,4 +1,4 @@
-"""Fuzz the parsers of wire/ for a bounded time: `python -m tests.fuzz --seconds 60`.
+"""Fuzz what parses for a bounded time: `python -m tests.fuzz --seconds 60`.
 
 Each target gets its share of the time, in a process of its own (libFuzzer ends the process it runs in). With atheris
 where this Python has it, otherwise with our own mutations. What fails is printed, is left as a file in the directory
@@ -17,7 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
-NAMES = ("framing", "messages", "codecs", "plain", "handshake", "websocket", "deflate", "upgrade", "gateway")
+NAMES = (
+    *("framing", "messages", "codecs", "plain", "handshake", "websocket", "deflate", "upgrade", "gateway"),
+    *("http", "rows", "workers", "envelopes", "tracing", "scores", "sse", "proxy", "packets"),
+)
 
 
 def main() -> int:
@@ -67,7 +70,7 @@ def main() -> int:
 def _atheris(name: str, seconds: float, seed: int, directory: Path) -> int:
     import atheris
 
-    with atheris.instrument_imports(include=["netd.wire", "tests.fuzz"]):
+    with atheris.instrument_imports(include=["netd.wire", "netd.net", "netd.backplane", "h11", "tests.fuzz"]):
         from tests.fuzz.targets import SEEDS, TARGETS
     corpus = directory / "corpus"
     corpus.mkdir()

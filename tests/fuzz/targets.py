@@ -13,6 +13,7 @@ from netd.hub.outbox import Outbox, OutboxRules
 from netd.hub.session import Session
 from netd.services.broker import forwarded, modes, origins, protocol
 from netd.wire import codecs, deflate, framing, handshake, messages, plain, upgrade, websocket
+from tests.fuzz import outside
 from tests.hub.room import Room
 from tests.support.websocketpeer import raw, said, simple
 
@@ -302,6 +303,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "deflate": fuzz_deflate,
     "upgrade": fuzz_upgrade,
     "gateway": fuzz_gateway,
+    **outside.TARGETS,
 }
 SEEDS: dict[str, list[bytes]] = {
     "framing": [
@@ -353,5 +355,6 @@ SEEDS: dict[str, list[bytes]] = {
             _frames((0x01, b"a"), (0x89, b"ping"), (0x80, b"b"), (0x82, b"\0\xff"), (0x88, b"\x03\xe8bye")),
         )
     ],
+    **outside.SEEDS,
 }
 """What a fuzzer begins with."""

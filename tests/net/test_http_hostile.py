@@ -69,8 +69,18 @@ def test_a_request_torn_anywhere_is_understood_the_same(whole):
     assert len(bodies) == 1
 
 
-@pytest.mark.parametrize("end", [b"0\r\n\n", b"0\r\nX: y\n\n", b"0\r\nX: y\n\r\n", b"0\r\nX: y\r\n z\r\n\r\n"])
-def test_trailers_that_two_readers_could_divide_differently_are_refused_wherever_they_are_torn(end):
+@pytest.mark.parametrize(
+    "end",
+    [
+        b"0\r\n\n",
+        b"0\r\nX: y\n\n",
+        b"0\r\nX: y\n\r\n",
+        b"0\r\nX: y\r\n z\r\n\r\n",
+        b"3;a=\rb\r\nxyz\r\n0\r\n\r\n",
+        b"0;\r\r\n\r\n",
+    ],
+)
+def test_lines_of_a_body_that_two_readers_could_divide_differently_are_refused_wherever_they_are_torn(end):
     whole = CHUNKED.removesuffix(b"0\r\n\r\n") + end
     assert whole != CHUNKED
 

@@ -297,8 +297,8 @@ def test_messages_of_a_row_are_written_as_each_by_itself(format: Format, kind: A
 @pytest.mark.parametrize("format", FORMATS)
 def test_answers_are_written_as_each_by_itself(format: Format):
     refs: list[int | str] = [0, 1, -(2**53) + 1, 2**53 - 1, "", '"', "\n", "é"]
-    delivered = [0, 0, 1, 1, 1, 300, 70_000, 0]
-    for counts in (delivered, [7] * len(refs)):
+    delivered: list[int | None] = [0, 0, 1, 1, None, 300, 70_000, 0]
+    for counts in (delivered, [7] * len(refs), [None] * len(refs)):
         assert rows.answers(format, refs, counts).payloads() == [
             messages.encode(Ok(ref=ref, delivered=count), format) for ref, count in zip(refs, counts, strict=True)
         ]

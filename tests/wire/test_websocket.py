@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import tracemalloc
@@ -296,6 +297,31 @@ def test_a_read_that_may_be_one_whole_frame_is_what_it_is_in_two_reads(opcode, m
                     body = bytes(4) * masked + b"a" * (length + more)
                     data = bytes([FIN | opcode, second]) + middle + body
                     assert fed(decoder(masked), data) == fed(decoder(masked), data, 1), (second, length, more, middle)
+
+
+FIRSTS = st.sampled_from([0x81, 0x81, 0x82, 0x88, 0x89, 0x8A, 0x01, 0x02, 0x00, 0x80]) | st.integers(0, 255)
+PAYLOADS = st.sampled_from(
+    [b"", b"\x03\xe8", b"\x03\xe8\xc3\xbc", b"\x03\xe8\xc3", b"\x03\xee", KOSME, KOSME[:-1], b"\xff"]
+)
+SIZES = st.sampled_from([1, 2, 124, 125, 126, 127, 1015, 1016, 1017, 1018, 1024, 1025, 65535, 65536]).map(b"x".__mul__)
+FRAMES = st.builds(raw, FIRSTS, PAYLOADS | SIZES, st.sampled_from([b"", b"\0" * 4, b"\xff\0\x80\x01", b"", b"", None]))
+
+
+@given(
+    st.lists(FRAMES, min_size=1, max_size=5), st.lists(st.integers(0, 3000), max_size=4), st.sampled_from([4096, 126])
+)
+def test_frames_say_the_same_in_one_read_each_in_its_own_and_in_any_pieces(frames, cuts, most):
+    stream = b"".join(frames)
+    ends = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
+    pieces = [stream[at:end] for at, end in itertools.pairwise(ends)]
+    told = []
+    for reads in ([stream], frames, pieces):
+        decoding = decoder(max_message=most)
+        events = [event for read in reads for event in decoding.receive(read)]
+        told.append((said(events), decoding.error and decoding.error.close))
+    assert told[0] == told[1] == told[2]
+    if told[0][1] != 1009:
+        assert told[0] == simple(stream, masked=True)
 
 
 def test_masks_have_to_be_where_they_have_to_be():

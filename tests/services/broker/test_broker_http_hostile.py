@@ -86,6 +86,8 @@ async def test_nothing_is_smuggled_behind_a_request_that_could_be_read_in_two_wa
     "chunks",
     [
         b'3;a="\r\n"\r\nabc\r\n0\r\n\r\n',
+        b"3;a=\rb\r\nabc\r\n0\r\n\r\n",
+        b"3\r\nabc\r\n0;\r\r\n\r\n",
         b"3\nabc\n0\n\n",
         b"3\r\nabcX0\r\n\r\n",
         b"0x3\r\nabc\r\n0\r\n\r\n",

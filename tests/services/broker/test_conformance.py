@@ -1,10 +1,10 @@
 """What the Autobahn test suite asks of a server, asked of a broker over TCP: groups 1 to 7, 9, 10, and 12, 13.
 
 Each test is a group: every case of it is tried, and those with another answer are listed. How many there were is
-printed (`pytest -rP`) and noted as a property of the test (`--junit-xml`). With NETD_CONFORMANCE=full messages are as
-many and as long as the suite has them (a thousand in each case of groups 12 and 13: half an hour, and a GiB of memory);
-the usual run has fewer and shorter ones. What is sent in pieces may arrive in others, as TCP has it: where the decoder
-is cut does not matter, which tests/wire/test_websocket.py asks of every place.
+printed (`pytest -rP`). With NETD_CONFORMANCE=full messages are as many and as long as the suite has them (a thousand in
+each case of groups 12 and 13: an hour, and a GiB of memory); the usual run has fewer and shorter ones. What is sent in
+pieces may arrive in others, as TCP has it: where the decoder is cut does not matter, which tests/wire/test_websocket.py
+asks of every place.
 
 What is compressed is made and read by zlib here, and not by deflate.py, which would make its own mistakes twice.
 
@@ -57,7 +57,7 @@ def house() -> Iterator[House]:
         yield house
 
 
-def try_all(house: House, cases: Iterable[Case], record) -> int:
+def try_all(house: House, cases: Iterable[Case], how: str = "as it is sent") -> int:
     """Every case; fails with those that were answered otherwise."""
     wrong, counts = [], collections.Counter()
     for case in cases:
@@ -67,8 +67,7 @@ def try_all(house: House, cases: Iterable[Case], record) -> int:
         if answer.before != case.expected or code != case.close or answer.error is not None:
             wrong.append(f"{case.number}: {str(answer)[:300]} instead of {str(case.expected)[:100]}, {case.close}")
     for group, count in counts.items():
-        record(f"cases of group {group}", count)
-        print(f"group {group}: {count} cases, {len(wrong)} wrong")
+        print(f"group {group}, {how}: {count} cases, {len(wrong)} wrong")
     assert wrong == []
     return counts.total()
 
@@ -86,25 +85,24 @@ def try_all(house: House, cases: Iterable[Case], record) -> int:
     ],
     ids=["1", "2", "3", "4", "5", "6", "7"],
 )
-def test_a_group_as_it_is_sent_and_in_other_pieces(house, record_property, cases, count):
-    assert try_all(house, cases(), record_property) == count
+def test_a_group_as_it_is_sent_and_in_other_pieces(house, cases, count):
+    assert try_all(house, cases()) == count
     small = [case for case in cases() if len(case.stream) < 2000]
     # nobody but a decoder sees where the pieces end: by octets, and where two frames meet in the middle of one
     again = itertools.chain.from_iterable(cut(case, (1, 7)) for case in small)
-    try_all(house, again, lambda name, count: record_property(f"{name}, in other pieces", count))
+    try_all(house, again, "in other pieces")
 
 
-def test_text_fails_before_its_frame_is_complete(house, record_property):
+def test_text_fails_before_its_frame_is_complete(house):
     for number, stream in autobahn.unfinished():
         for chop in (0, 1):
             answer = house.wire("/app").talk(stream, chop=chop)
             assert (answer.before, answer.close) == ([], 1007), number
-    record_property("cases of group 6.4, unfinished", 2)
 
 
-def test_large_messages_whole_in_fragments_and_in_pieces(house, record_property):
+def test_large_messages_whole_in_fragments_and_in_pieces(house):
     """Groups 9 and 10."""
-    assert try_all(house, autobahn.large(1 if FULL else 8), record_property) == 55
+    assert try_all(house, autobahn.large(1 if FULL else 8)) == 55
 
 
 def test_what_follows_a_violation_is_not_served(house):
@@ -222,7 +220,7 @@ def compressible() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_compressed_messages(record_property, setting, compressible):
+def test_compressed_messages(setting, compressible):
     """Group 13 with each of our settings; group 12 with and without context takeover."""
     wrong, counts = [], collections.Counter()
     with broker(ROOMY | {"deflate": True} | SETTINGS[setting]) as house:
@@ -247,7 +245,6 @@ def test_compressed_messages(record_property, setting, compressible):
         for group, offer in OFFERS.items():
             check(group, offer, compressible["json"], 1)
     for group, count in counts.items():
-        record_property(f"cases of group {group}", count)
         print(f"group {group}, {setting}: {count} cases, {len(wrong)} wrong")
     assert wrong == []
     assert counts["13"] == 126
