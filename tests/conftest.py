@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 
 from hypothesis import settings
@@ -19,3 +20,10 @@ def pytest_configure() -> None:
     settings.load_profile("netd")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, lambda number, frame: None)
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Nothing that the suite is made of is garbage, and to look through it all while it grows takes seconds."""
+    gc.freeze()
+    gc.enable()

@@ -23,7 +23,7 @@ from netd.runtime.listeners import Listeners
 from netd.section import Listen
 from netd.settings import Loaded, Settings
 from netd.systemd import Notifier
-from tests.support.accounts import why_not_nobody
+from tests.support.accounts import open_to_all, why_not_nobody
 from tests.support.process import PATIENCE, NetdProcess, Systemd
 from tests.support.systemd import FakeSystemd
 from tests.support.websocket import websocket
@@ -401,9 +401,7 @@ async def test_the_watchdog_is_fed_while_the_loop_is_healthy(tmp_path):
 
 @pytest.mark.skipif(why_not_nobody() is not None, reason=str(why_not_nobody()))
 async def test_whoever_runs_it_by_hand_may_write_and_others_may_not(tmp_path):
-    tmp_path.chmod(0o755)
-    for parent in list(tmp_path.parents)[:3]:
-        parent.chmod(parent.stat().st_mode | 0o055)
+    open_to_all(tmp_path)
     async with NetdProcess(tmp_path, "[control]\nmode = 0o666\n" + TRACE) as netd, netd.client() as control:
         await control.config_patch({"trace.rounds": 2}, wait=20)  # root
         command = [sys.executable, "-c", RELOAD_AS_NOBODY, str(netd.socket)]

@@ -1,4 +1,8 @@
-"""A control API over a pretended daemon, and clients of any account."""
+"""A control API over a pretended daemon, and clients of any account.
+
+The application is built once for all tests, which takes longer than most of them. The daemon behind it, who
+may do what, the table of changes and the nursery begin anew with each: routes keep nothing else.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,19 @@ import httpx
 import pytest
 import trio
 
+from netd.control import app
 from netd.control.access import AccessPolicy
 from netd.control.app import create_app
+from netd.control.changes import Changes
 from netd.net.http import App, Peer
 from tests.support.host import FakeHost
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+
 ROOT, USER, NOBODY = 0, 1000, 65534
+BOOT = "b007"
 
 
 class Control:
@@ -41,12 +49,42 @@ class Control:
         return httpx.AsyncClient(transport=transport, base_url="http://netd")
 
 
+class Stage:
+    """The application, and all behind it that keeps anything: the same objects in every test, as routes hold them."""
+
+    def __init__(self) -> None:
+        nobody: Any = None
+        self.host = FakeHost()
+        self.policy = self._policy()
+        self.changes = Changes(nobody, boot=BOOT)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(app, "Changes", lambda nursery, boot: self.changes)
+            self.app = create_app(self.host, nobody, policy=self.policy, boot=BOOT)
+
+    def set(self, nursery: trio.Nursery) -> Control:
+        """All of it as new."""
+        for kept, new in (
+            (self.host, FakeHost()),
+            (self.policy, self._policy()),
+            (self.changes, Changes(nursery, boot=BOOT)),
+        ):
+            vars(kept).clear()
+            vars(kept).update(vars(new))
+        return Control(self.host, self.app)
+
+    def _policy(self) -> AccessPolicy:
+        return AccessPolicy(lambda: self.host.control_config, own_uid=None)
+
+
+@pytest.fixture(scope="session")
+def stage() -> Stage:
+    return Stage()
+
+
 @pytest.fixture
-async def control() -> AsyncGenerator[Control, None]:
-    host = FakeHost()
+async def control(stage: Stage) -> AsyncGenerator[Control, None]:
     async with trio.open_nursery() as nursery:
-        policy = AccessPolicy(lambda: host.control_config, own_uid=None)
-        yield Control(host, create_app(host, nursery, policy=policy, boot="b007"))
+        yield stage.set(nursery)
         nursery.cancel_scope.cancel()
 
 

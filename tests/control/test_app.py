@@ -22,7 +22,7 @@ from netd.net.rest import Content, RequestBody, Write
 from netd.runtime.listeners import Listeners
 from netd.section import Listen
 from tests.control.conftest import NOBODY
-from tests.support.accounts import why_not_nobody
+from tests.support.accounts import open_to_all, why_not_nobody
 from tests.support.host import FakeHost
 from tests.support.http import Peer, SocketListener, request
 
@@ -87,8 +87,7 @@ async def test_a_socket_that_is_taken_comes_with_the_command_that_shows_by_whom(
 @pytest.mark.skipif(why_not_nobody() is not None, reason=str(why_not_nobody()))
 async def test_another_account_is_seen_as_what_it_is(tmp_path_factory):
     directory = tmp_path_factory.mktemp("open")
-    for parent in (directory, *list(directory.parents)[:2]):
-        parent.chmod(0o755)
+    open_to_all(directory)
     path = directory / "s"
     async with daemon(path) as (host, _):
         path.chmod(0o777)

@@ -239,6 +239,7 @@ def test_the_daemon_checks_serves_and_ends(install, extras, tmp_path):
         f'control = {{ socket = "{tmp_path / "control.sock"}", group = "" }}',
         'framed.listen = [{ address = "127.0.0.1:0" }]',
         'trace.listen = [{ address = "127.0.0.1:0" }]',
+        'broker.listen = [{ address = "127.0.0.1:0" }]',
     ]
     for extra in extras:
         module, key, file = IN_USE[extra]

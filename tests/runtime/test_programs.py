@@ -16,7 +16,7 @@ import trio
 
 from netd.runtime import programs
 from netd.runtime.programs import account_of, how, launch, obstacle, own_directories, reap
-from tests.support.accounts import NOBODY, why_not_nobody
+from tests.support.accounts import NOBODY, open_to_all, why_not_nobody
 from tests.support.landlock import why_no_landlock
 
 STATUS = ["/bin/cat", "/proc/self/status"]
@@ -404,8 +404,7 @@ def test_what_cannot_even_be_killed_is_not_waited_for(monkeypatch):
 
 @pytest.mark.skipif(why_not_nobody() is not None, reason=why_not_nobody() or "")
 def test_it_is_asked_as_whom_the_program_would_run(tmp_path):
-    for directory in (tmp_path, *tmp_path.parents[:2]):
-        directory.chmod(directory.stat().st_mode | 0o055)
+    open_to_all(tmp_path)
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     mine = script(closed / "run")

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import ssl
     from pathlib import Path
 
+    from netd.client import FramedClient, Subscription
+
 PATIENCE = 20.0
 R = TypeVar("R")
 
@@ -167,3 +169,17 @@ class FramedPeer:
                 stream = secured
         self._links.append(PeerLink(stream, self.format))
         return self._links[-1]
+
+
+async def begun(client: FramedClient, link: PeerLink, *channels: str, offset: int = 5) -> list[Subscription]:
+    """Greeted, and subscribed to these channels, each of which is at this offset of epoch "e"."""
+
+    async def serve() -> None:
+        await link.welcome()
+        for channel in channels:
+            await link.confirm(channel, epoch="e", offset=offset)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        await client.hello()
+        return [await client.subscribe(channel) for channel in channels]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -70,6 +71,7 @@ class SimClient:
     news: list[Hop] = field(default_factory=list)
     reason: str | None = None
     ended: float = 0.0
+    due: float = math.inf
 
     @property
     def distance(self) -> int:
@@ -106,7 +108,15 @@ class SimClient:
         until = step.until
         if self.round.counting:
             until = min(until, now + 0.001)
-        self.net.at(until, self.poll)
+        if until < self.due:
+            self.due = until
+            self.net.at(until, self._wake)
+
+    def _wake(self) -> None:
+        """Like a timer that is set anew: polls that nobody waits for any more are none."""
+        if self.net.now >= self.due:
+            self.due = math.inf
+            self.poll()
 
     def send(self, probe: Probe) -> None:
         now, ttl = self.net.now, probe.ttl
