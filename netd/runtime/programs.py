@@ -342,7 +342,11 @@ async def launch(
 
 @cache
 def _lifeline() -> int:
-    """The reading end of a pipe in which nobody writes: the other end is this process's alone, and goes with it."""
+    """The reading end of a pipe in which nobody writes: the other end is this process's alone, and goes with it.
+
+    A process that is forked off this one without exec would have it too, and programs last until both are gone. netd
+    has none; who embeds it may.
+    """
     reading, _writing = os.pipe()
     return reading
 

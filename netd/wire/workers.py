@@ -65,9 +65,10 @@ is away, and where a daemon does not answer in time ([backplane] answers), the v
 
     > send               session, data (str or bin), priority?, ephemeral?       bool: it went out (true also where
                                                                                  another node has the session)
-    > publish            channel, data (any), from? (a session's id), priority?, ephemeral?     int: sessions reached
-    > direct             to (an id, "name:NAME", "tag:KEY=VALUE"), data (any), priority?, ephemeral?         int: same
-    > broadcast          data (any), priority?, ephemeral?                                                   int: same
+    > publish            channel, data (any), from? (a session's id), priority?, ephemeral?     int: sessions reached,
+                         or none where it is under way between machines
+    > direct             to (an id, "name:NAME", "tag:KEY=VALUE"), data (any), priority?, ephemeral?  int: so many too
+    > broadcast          data (any), priority?, ephemeral?                                            int: so many too
     > subscribe          session, channel           bool: true where it did not hear it before
     > unsubscribe        session, channel           bool: true where it did hear it
     > copy_subscriptions source, target (channels)  int: all who hear the source now hear the target too: a union, and

@@ -182,8 +182,8 @@ class Worker:
     ) -> Any:
         """Publish text, bytes or a JSON value to all who hear a channel. None at once, as soon as it is queued.
 
-        With `confirm` an int, once the daemon has it: how many sessions it reached. `sender` is from whom clients see
-        it.
+        With `confirm` an int, once the daemon has it: how many sessions it reached, or None where it is still under
+        way between machines. `sender` is from whom clients see it.
         """
         verb = wire.Publish(
             channel=_channel(channel),
@@ -192,7 +192,7 @@ class Worker:
             priority=priority,
             ephemeral=ephemeral,
         )
-        return self._do(verb, confirm, int)
+        return self._do(verb, confirm, _count)
 
     def direct(self, to: Session | str, data: Any, *, priority: int = _NORMAL, ephemeral: bool = False) -> Any:
         """Send text, bytes or a JSON value to a session's id, "name:NAME" or "tag:KEY=VALUE": int, to how many."""
@@ -329,6 +329,10 @@ def _text_or_bytes(data: Any) -> str | bytes:
 
 def _plain(data: Any) -> Any:
     return bytes(data) if isinstance(data, bytearray | memoryview) else data
+
+
+def _count(value: Any) -> int | None:
+    return None if value is None else int(value)
 
 
 def _clients(value: Any) -> list[wire.Client]:

@@ -62,6 +62,12 @@ CALLS: dict[str, tuple[Any, wire.Verb, Any, Any]] = {
         7,
         7,
     ),
+    "send_to_channel, under way": (
+        lambda w: w.send_to_channel("r", "x", confirm=True),
+        wire.Publish(channel=b"r", data="x", ref=1),
+        None,
+        None,
+    ),
     "direct": (lambda w: w.direct("name:x", 1), wire.SendDirect(to="name:x", data=1, ref=1), 2, 2),
     "broadcast": (lambda w: w.broadcast(None), wire.SendBroadcast(data=None, ref=1), 3, 3),
     "subscribe": (lambda w: w.subscribe(SESSION, "r"), wire.Subscribe(session="3f0c", channel=b"r", ref=1), True, True),

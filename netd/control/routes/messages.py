@@ -71,7 +71,7 @@ class Delivered:
     """How many sessions it has reached so far, left out where it is still under way through the backplane. `remark`, if
     there is one: what the sender may not expect."""
 
-    delivered: int | None
+    delivered: int | None = None
     remark: str | None = None
 
 

@@ -77,8 +77,8 @@ class Pool:
         """Until when events and requests wait for a worker though there is none."""
         self._hoping = False
         """Something may wait in seats without a worker."""
-        self._awaited, self._awaited_until = 0, -math.inf
-        """So many workers are still to come before any has a session, until then."""
+        self._awaited, self._awaited_from, self._awaited_until = 0, 0, -math.inf
+        """So many workers, of that id or later, have to be there before any has a session, until then."""
         self.bytes = 0
         self.next_id = 1
         self.joined = self.crashed = self.hung = 0
@@ -91,7 +91,8 @@ class Pool:
         """A worker is there: it gets what waits, and sessions that have none."""
         self.workers[worker.id] = worker
         self.joined += 1
-        self._awaited = max(0, self._awaited - 1)
+        if sum(id >= self._awaited_from for id in self.workers) >= self._awaited:
+            self._awaited = 0
         if worker.takes_sessions:
             for session in self._sessions():
                 if session not in self.seats:
@@ -222,9 +223,9 @@ class Pool:
 
     def wait(self, seconds: float, workers: int) -> None:
         """So many workers are about to come: requests wait for the first of them, and sessions for all, or the first
-        would have every one."""
+        would have every one. Those of an earlier call are waited for no more."""
         until = self._clock() + seconds
-        self._awaited, self._awaited_until = workers, until
+        self._awaited, self._awaited_from, self._awaited_until = workers, self.next_id, until
         self._sessions_until = max(self._sessions_until, until)
         self._requests_until = max(self._requests_until, until)
         self._hoping = True

@@ -326,8 +326,8 @@ class WorkerService:
         pool = self._pool
         pool.config = self._config
         self._room.take_over(self, Application(pool))
-        if self._config.command:
-            pool.wait(self._config.wait, self._config.count)
+        # without a command nobody is waited for, whom the generation before may have waited for
+        pool.wait(self._config.wait if self._config.command else 0.0, self._config.count)
 
     async def _look_at_group(self) -> None:
         config = self._config

@@ -373,6 +373,19 @@ def test_sessions_that_are_there_before_the_daemons_own_workers_are_shared_out()
     assert not house.echoed
 
 
+def test_one_that_comes_twice_is_not_taken_for_two():
+    house = House()
+    house.pool.wait(5, 2)
+    people = [house.open(f"s{number}") for number in range(4)]
+    house.leave(house.join())
+    again = house.join(sessions=100)
+    assert house.pool.unassigned == len(people)
+    other = house.join(sessions=100)
+    assert [len(each.seats) for each in (again, other)] == [2, 2]
+    house.leave(other)  # now all were there once, and nobody is waited for
+    assert len(again.seats) == 4
+
+
 def test_sessions_do_not_wait_for_ever_for_a_worker_that_does_not_come():
     house = House()
     house.pool.wait(5, 2)

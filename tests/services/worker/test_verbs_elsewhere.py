@@ -83,7 +83,7 @@ async def test_a_session_of_another_machine_hears_what_it_is_to_hear(redis):
         assert await ask(a, Subscribe(session=id, channel=b"kept:room", ref=1)) is True
         assert there.session.channels == {b"kept:room"}
         assert await ask(a, Subscribe(session=id, channel=b"kept:room", ref=1)) is False  # it did before
-        await ask(a, Publish(channel=b"kept:room", data="hello", ref=1))
+        assert await ask(a, Publish(channel=b"kept:room", data="hello", ref=1)) is None  # it is under way
         assert (await there.until(Message)).data == "hello"
         assert await ask(a, Unsubscribe(session=id, channel=b"kept:room", ref=1)) is True
         assert await ask(a, Unsubscribe(session=id, channel=b"kept:room", ref=1)) is False

@@ -20,7 +20,7 @@ from netd.errors import ApplicationError, PrepareFailed
 from netd.services.worker.config import WorkerConfig
 from netd.services.worker.service import check, runnable
 from netd.wire.messages import TextEvent
-from netd.wire.workers import Hello, encode
+from netd.wire.workers import Hello, SessionOpened, encode
 from tests.services.worker.lab import PATIENCE, asking, eventually, serving
 from tests.support.accounts import NOBODY, open_to_all, why_not_nobody
 
@@ -183,6 +183,17 @@ async def test_another_command_replaces_the_programs_and_no_session_notices(tmp_
         alice.tell("/self")
         assert json.loads(await heard(alice))["environment"]["MINE"] == "other"
         assert house.service.snapshot().programs[0].pid != before
+
+
+async def test_who_was_waited_for_and_is_configured_no_more_keeps_nobody_waiting(tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    own = {**OWN, "command": [*PROGRAM, "--late", str(fifo)], "wait": 300}
+    async with serving(tmp_path, **own, count=2) as house:
+        alice = house.person()
+        assert await house.settle(house.service.config.model_copy(update={"command": []})) == "running"
+        worker = await house.worker()
+        assert (await worker.next(SessionOpened)).session.id == alice.session.id
 
 
 async def test_what_it_writes_is_bounded(tmp_path):
