@@ -59,11 +59,16 @@ class Channel:
     def __len__(self) -> int:
         return len(self.subscribers) + (len(self.waiting) if self.waiting else 0)
 
-    def wait(self, session: Session) -> None:
-        """It will hear the channel, after what it missed."""
+    def wait(self, session: Session) -> list[Publication]:
+        """It will hear the channel, after what it missed. Returns where that is held."""
         if self.waiting is None:
             self.waiting = {}
-        self.waiting[session] = []
+        held = self.waiting[session] = []
+        return held
+
+    def waits(self, session: Session, held: list[Publication]) -> bool:
+        """Whether it waits still, for what is held there: it may have left, and come back."""
+        return self.waiting is not None and self.waiting.get(session) is held
 
     def hold(self, publication: Publication) -> None:
         """Keep a message for those who wait."""

@@ -183,8 +183,7 @@ class Hub:
             raise TooBusy(f"cannot open a session: there are {limit} already (hub.max_sessions)")
         if not session.opened:
             session.opened = self.clock()
-        if session.grants.digest:  # the answer to its handshake may have waited for it, while its token was revoked
-            session.tag(grants=rights.current(self, session.grants))
+        rights.begin(self, session)  # the answer to its handshake may have waited for it, while its token was revoked
         self.sessions[session.id] = session
         if session.tags or session.name is not None:
             self.index(session)
@@ -348,7 +347,8 @@ class Hub:
         return rights.expire(self, most)
 
     def lose_token(self, session: Session, why: str) -> bool:
-        """A session goes on without its token, and is told. False: that was too much for it to take in, and it ends."""
+        """A session goes on without its token, and is told. False: it ends over that, which was too much for it to take
+        in, or left nothing that it was there for."""
         return rights.lose_token(self, session, why)
 
     def revoke_subscriptions(self, session: Session) -> None:

@@ -36,8 +36,8 @@ def renew(hub: Hub, patterns: list[Pattern]) -> None:
     without: list[tuple[Session, str]] = []
     for session in list(hub.sessions.values()):
         if session.grants.digest:
-            grants = current(hub, session.grants)
-            if grants is ANONYMOUS:
+            grants = _current(hub, session.grants)
+            if grants is None:
                 without.append((session, _take_token(hub, session, "this configuration takes it no more")))
             else:
                 hub.tag(session, grants=grants)
@@ -46,15 +46,24 @@ def renew(hub: Hub, patterns: list[Pattern]) -> None:
         _notify(hub, session, None, message)
 
 
-def current(hub: Hub, grants: Grant) -> Grant:
-    """What a token that was resolved some time ago permits now."""
-    now, given = hub.clock(), grants.given
-    grants = hub.tokens.renew(grants, now)
+def begin(hub: Hub, session: Session) -> None:
+    """A stay begins, whose token was resolved a while ago: with what that permits now."""
+    if session.grants.digest:
+        gone = Grant(lost=f"token {session.token!r}: it is valid no more")
+        session.tag(grants=_current(hub, session.grants) or gone)
+
+
+def _current(hub: Hub, former: Grant) -> Grant | None:
+    """What a token that was resolved some time ago permits now; None: nothing any more."""
+    now = hub.clock()
+    grants = hub.tokens.renew(former, now)
     try:
         hub.revocations.check(grants, now)
     except Denied:
-        return ANONYMOUS
-    return replace(grants, given=True) if given and grants is not ANONYMOUS else grants
+        return None
+    if grants is ANONYMOUS:
+        return None
+    return replace(grants, given=True) if former.given else grants
 
 
 def _end_forbidden(hub: Hub, patterns: list[Pattern]) -> None:

@@ -90,14 +90,14 @@ def _find_position(
 ) -> None:
     """Ask the backplane where a channel is, and for what was missed since `recover`."""
     channel = place.name
-    place.wait(session)
+    held = place.wait(session)
     place.realm.changed(channel)
     if recover is None or (checked and not hub.permissions.permits(session, "recover", channel)):
 
         def located(position: Position | None) -> None:
             # one who may not have what it missed, but has missed nothing, is told so
             nothing: list[Publication] | None = [] if recover is not None and position == recover else None
-            _enter(hub, session, place, position, answer, recover, nothing)
+            _enter(hub, session, place, held, position, answer, recover, nothing)
 
         hub.backplane.position(channel, located)
         return
@@ -105,7 +105,7 @@ def _find_position(
     def arrived(page: Page | None) -> None:
         position = None if page is None else Position(page.epoch, page.offset)
         missed = page.messages if page is not None and page.complete else None
-        _enter(hub, session, place, position, answer, recover, missed)
+        _enter(hub, session, place, held, position, answer, recover, missed)
 
     hub.backplane.history(channel, recover, hub.config.max_listed, arrived)
 
@@ -231,15 +231,16 @@ def _enter(
     hub: Hub,
     session: Session,
     place: Channel,
+    held: list[Publication],
     position: Position | None,
     answer: Callable[[Ok], None] | None,
     recover: Position | None = None,
     missed: list[Publication] | None = None,
 ) -> None:
     """The backplane has answered: go live. `missed` is None when recovery failed, or was not asked for."""
-    held = place.release(session)
-    if held is None:
+    if not place.waits(session, held):
         return  # it has left meanwhile
+    place.release(session)
     place.realm.changed(place.name)
     at = 0 if position is None else position.offset
     all_held = held

@@ -29,6 +29,7 @@ from netd.wire.messages import (
     SendDirect,
     Subscribe,
     Text,
+    Unsubscribe,
 )
 from tests.hub.room import JSON, Position, Room, Speaks, config, public
 
@@ -799,3 +800,22 @@ def test_joined_and_left_where_the_namespace_says_so():
     room.hub.unsubscribe(two.session, b"quiet:a")
     assert one.heard() == [Left(channel="public:a", session=two.session.id, name="two")]
     assert two.heard() == []
+
+
+def test_who_leaves_and_comes_back_is_answered_what_it_asked_last():
+    backplane = Later()
+    room = Room(config(public(history_size=10)), backplane=backplane)
+    room.hub.publish(b"public:a", "1")
+    epoch = room.hub.channel(b"public:a").epoch
+    other = room.person()
+    other.ask(Subscribe(ref=1, channel="public:a"))
+    backplane.answer()
+    other.heard()
+    person = room.person()
+    person.ask(Subscribe(ref=1, channel="public:a"))
+    assert [each.ref for each in person.ask(Unsubscribe(ref=2, channel="public:a"))] == [2]
+    person.ask(Subscribe(ref=3, channel="public:a", recover=Position(epoch, 0)))
+    backplane.answer()
+    ok, message = person.heard()
+    assert (ok.ref, ok.recovered) == (3, True)
+    assert message.data == "1"

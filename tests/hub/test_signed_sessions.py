@@ -307,7 +307,8 @@ def test_a_stay_begins_with_what_its_token_permits_then_whatever_it_did_when_it_
     assert hub.revoke("jti", "7", 60)[1] == 1
     hub.open(late.session)  # its handshake was on the way
     assert (late.session.token, dict(late.session.tags), hub.find("tag:team=a")) == (None, {}, [])
-    assert denied(late.ask(Subscribe(channel="chat:a", ref=1)))
+    (why,) = denied(late.ask(Subscribe(channel="chat:a", ref=1)))
+    assert "token 'ed:alice': it is valid no more (hub.namespace.0.subscribe)" in why
     room.hub.revocations.sweep(NOW + 61)
     hub.reconfigure(settings(RS_KEY))
     hub.open(kept.session)

@@ -308,6 +308,8 @@ def test_a_worker_of_the_daemons_own(commanded):
     # the daemon is spared where memory is short, and a program of the user's is not
     assert commanded.sh(f"cat /proc/{found['pid']}/oom_score_adj").stdout.strip() == "0"
     assert commanded.sh(f"cat /proc/{found['pid']}/limits").stdout.count("Max open files            1024 ") == 1
+    # the unit's filter lets it arrange for its end
+    assert "end with it where it is killed" not in commanded.journal("netd")
 
 
 def test_it_cannot_change_the_daemon_nor_what_the_daemon_may(commanded):
