@@ -273,7 +273,7 @@ class Session:
         return leaving
 
     def _ask(self, subscription: Subscription) -> None:
-        ref = self.requests.number()
+        ref = subscription.ref = self.requests.number()
         self._subscribing[ref] = subscription
         self.connection.say_first(messages.encode(subscription.request(ref), self.format))
 
@@ -394,6 +394,7 @@ class Session:
         if isinstance(event, messages.Error) and event.code == "rate":
             self._later(lambda: self._leave_again(leaving))
         else:
+            self._subscribing.pop(leaving.subscription.ref, None)  # that needs no answer any more
             self.subscriptions.left(leaving, event if isinstance(event, messages.Error) else None)
 
     def _leave_again(self, leaving: Leaving) -> None:
@@ -406,9 +407,9 @@ class Session:
 
     def _lose(self, channel: bytes, error: messages.Error, size: int) -> None:
         """The daemon took a subscription away: what was heard can still be read, then the reader learns why."""
+        if self.subscriptions.was_left(channel):
+            return
         own = self.subscriptions.get(channel)
-        if self.subscriptions.was_left(channel) and not (own is not None and own.live):
-            return  # it is of the one that was left
         if own is None:
             self.events.put(error, size)
         elif self._suspended is not None and error.code == "denied":

@@ -82,7 +82,7 @@ class Place:
     offset: int = 0
     loose: dict[str, bool] = field(default_factory=dict)
     """The origins of messages that came without their offsets: machines were out of touch, and another one may tell
-    them once more."""
+    them once more. When all of them have offsets, nobody knows: a machine says where the channel is before that."""
 
     @property
     def known(self) -> bool:

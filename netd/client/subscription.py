@@ -53,10 +53,9 @@ class Subscription:
         self._session = session
         self._inbox: Inbox[Item] = Inbox(session.account)
         self._place = place
+        """Of a pattern, which has many (`_places`), only what it heard without offsets, in whatever channel."""
         self._read = Position(place.epoch, place.offset) if place.epoch is not None else None
         self._asked_before = place.known
-        self._moved = False
-        """It has heard messages without offsets on an earlier connection, maybe of another machine."""
         self._confirmed = trio.Event()
         self._presence = presence
         self._wild = wild
@@ -66,6 +65,8 @@ class Subscription:
         """Whether the daemon takes its name for a pattern, which stands for many channels."""
         self.live = False
         """Whether the daemon has confirmed it on this connection."""
+        self.ref = 0
+        """Of the request that asks for it, the last one."""
         self.begun = False
         """Whether the daemon has ever confirmed it."""
         self.error: NetdError | None = None
@@ -128,9 +129,8 @@ class Subscription:
         """The daemon has subscribed us. What follows is new, or is what we missed."""
         counters = self._session.connection.counters
         self.live, self.pattern = True, ok.pattern
-        self._moved = bool(self._place.loose)
         if ok.pattern:
-            self._place = Place()
+            self._place.move(None, None)
             self._places.clear()
             self._read = None
         if ok.recovered:
@@ -152,7 +152,7 @@ class Subscription:
         counters = self._session.connection.counters
         place = self._place_in(messages.channel_of(message)) if self.pattern else self._place
         missed = place.admit(message.epoch, message.offset)
-        had = message.origin is not None and place.repeats(message.origin, message.offset)
+        had = message.origin is not None and self._place.repeats(message.origin, message.offset)
         if missed:
             counters.gaps += 1
             channel = readable(messages.channel_of(message))
@@ -165,16 +165,15 @@ class Subscription:
     def level(self, channel: bytes, ok: messages.Ok) -> None:
         """The daemon says where the channel is, after messages without offsets: nothing was missed, unless it has
         another epoch."""
+        if not self.live:
+            return  # what was missed before that is still to come
         place = self._place_in(channel) if self.pattern else self._place
-        if self.pattern or self.live:
-            if place.known and place.epoch != ok.epoch:
-                self._session.connection.counters.gaps += 1
-                self._inbox.put(Gap(readable(channel), ok.epoch), 0)
-            place.reach(ok.epoch, ok.offset)
-            if not self._moved:
-                place.loose.clear()
-        if self.live and not self.pattern and not len(self._inbox) and ok.epoch is not None:
-            self._read = Position(ok.epoch, ok.offset or 0)
+        if place.known and place.epoch != ok.epoch:
+            self._session.connection.counters.gaps += 1
+            self._inbox.put(Gap(readable(channel), ok.epoch), 0)
+        place.reach(ok.epoch, ok.offset)
+        if not self.pattern and not len(self._inbox) and place.epoch is not None:
+            self._read = Position(place.epoch, place.offset)
 
     def _place_in(self, channel: bytes) -> Place:
         """Where it is in one of the channels of a pattern; those that were quiet longest are forgotten."""

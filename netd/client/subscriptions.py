@@ -91,6 +91,7 @@ class Subscriptions:
         """The same, and the daemon will be asked to do so too."""
         self.drop(subscription.name)
         if (before := self._leaving.get(subscription.name)) is not None:
+            subscription.pattern |= before.subscription.pattern  # what this brings may still be of that one
             self.left(before)
         leaving = self._leaving[subscription.name] = Leaving(subscription)
         return leaving
@@ -98,6 +99,10 @@ class Subscriptions:
     def leaves(self, leaving: Leaving) -> bool:
         """Whether the daemon has yet to leave it."""
         return self._leaving.get(leaving.subscription.name) is leaving
+
+    def was_left(self, channel: bytes) -> bool:
+        """Whether what is said of its own subscription is of one that was left: the next is not confirmed yet."""
+        return channel in self._leaving
 
     def left(self, leaving: Leaving, error: Error | None = None) -> None:
         """The daemon has answered."""
@@ -133,11 +138,11 @@ class Subscriptions:
         covering = self._cover(channel) if self._patterns else []
         # What a pattern brings before the daemon has confirmed the channel's own subscription is ahead of its place: it
         # comes once more there, after what was missed. And what one that was left still brings is not for the next.
-        if own is not None and (own.live or (message.offset is None if covering else not self.was_left(channel))):
+        if own is not None and (own.live or (message.offset is None if covering else not self._late(channel))):
             own.take(message, size)
         for each in covering:
             each.take(message, size)
-        return own is not None or bool(covering) or self.was_left(channel)
+        return own is not None or bool(covering) or self._late(channel)
 
     def _cover(self, channel: bytes) -> list[Subscription]:
         """The patterns that match."""
@@ -148,8 +153,8 @@ class Subscriptions:
             covering = self._covering[channel] = [each for each in self._patterns if matches(each.name, channel)]
         return covering
 
-    def was_left(self, channel: bytes) -> bool:
-        """Whether something of this channel may be of a subscription that was left."""
+    def _late(self, channel: bytes) -> bool:
+        """Whether a message of this channel may be of a subscription that was left."""
         if channel in self._leaving:
             return True
         left = (leaving.subscription for leaving in self._leaving.values())
@@ -158,8 +163,10 @@ class Subscriptions:
     def witness(self, event: Joined | Left, size: int) -> bool:
         """False: the user of the client wants to know it, if anybody does."""
         channel = channel_of(event)
+        if self.was_left(channel):
+            return True
         own = self._made.get(channel)
-        return own.witness(event, size) if own is not None else channel in self._leaving
+        return own is not None and own.witness(event, size)
 
     def level(self, ok: Ok) -> None:
         """The daemon says where a channel is, after messages without offsets."""

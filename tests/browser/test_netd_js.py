@@ -237,6 +237,7 @@ def test_what_was_heard_without_offsets_on_one_machine_is_not_heard_again_on_ano
     for number in (1, 2):
         begun.say(type="message", channel="public:a", data=f"local {number}", origin=f"a:{number}")
     page.until("seen.some(([name, data]) => name == 'got' && data == 'local 2')")
+    begun.say(type="ok", channel="public:a", epoch="e1", offset=5)  # none of them are in the history yet
     begun.abort()
     link = peer.accept()
     link.welcome()
@@ -428,6 +429,54 @@ def test_a_pattern_that_was_left_brings_nothing_either_nor_to_the_next_subscript
     page.until("seen.filter(([name]) => name == 'got').length == 2")
     assert page.seen("got") == [6, 7]
     assert page.seen("message", "gap") == []
+
+
+def test_a_pattern_that_was_left_twice_is_one_until_the_daemon_has_answered(page, peer, begun):
+    """Whatever became of the second subscription."""
+    page.run("globalThis.all = client.subscribe('public:*', () => {})")
+    begun.confirm("public:*", pattern=True)
+    page.run("await all.ready")
+    page.run("globalThis.left = outcome(all.unsubscribe())")
+    page.run("globalThis.twice = outcome(client.subscribe('public:*').unsubscribe())")
+    first, _, second = (begun.request(kind) for kind in ("unsubscribe", "subscribe", "unsubscribe"))
+    begun.publish(6)
+    begun.say(type="ok", ref=first["ref"])
+    begun.say(type="ok", ref=second["ref"])
+    begun.publish(7)  # the application subscribed this session
+    page.until("seen.some(([name]) => name == 'message')")
+    assert page.run("return [await left, await twice]") == [{"value": None}] * 2
+    assert [event["data"] for event in page.seen("message")] == [7]
+
+
+def test_who_joined_what_was_left_is_not_told_to_the_next_subscription(page, peer, begun):
+    subscribed(page, begun)
+    page.run("globalThis.left = outcome(sub.unsubscribe())")
+    page.run("client.subscribe('public:a', () => {}, { presence: (event) => seen.push(['came', event.session]) })")
+    left, asked = begun.request("unsubscribe"), begun.request("subscribe")
+    begun.say(type="joined", session="s-2", channel="public:a")
+    begun.say(type="ok", ref=left["ref"])
+    begun.say(type="ok", ref=asked["ref"], channel="public:a", epoch="e1", offset=4)
+    begun.say(type="joined", session="s-3", channel="public:a")
+    page.until("seen.some(([name]) => name == 'came')")
+    assert page.seen("came") == ["s-3"]
+
+
+def test_what_a_pattern_heard_without_offsets_does_not_come_again_elsewhere(page, peer, begun):
+    page.run("globalThis.all = client.subscribe('public:*', (message) => seen.push(['got', message.data]))")
+    begun.confirm("public:*", pattern=True)
+    for number in (1, 2):
+        begun.say(type="message", channel=f"public:{number}", data=f"local {number}", origin=f"a:{number}")
+    begun.say(type="ok", channel="public:9", epoch="e1", offset=0)  # of the others, nothing is said
+    page.until("seen.some(([name, data]) => name == 'got' && data == 'local 2')")
+    begun.abort()
+    link = peer.accept()
+    link.welcome()
+    link.confirm("public:*", pattern=True, recovered=False)
+    for number in (1, 2, 3):
+        place = {"epoch": "e1", "offset": 1, "origin": f"a:{number}"}
+        link.say(type="message", channel=f"public:{number}", data=f"local {number}", **place)
+    page.until("seen.some(([name, data]) => name == 'got' && data == 'local 3')")
+    assert page.seen("got") == ["local 1", "local 2", "local 3"]
 
 
 def test_a_daemon_that_was_too_busy_is_asked_once_more_to_leave(page, peer, begun):

@@ -4,9 +4,11 @@ conversation that `connect` can have with a hub, a terminal to have it on, and o
 
 from __future__ import annotations
 
+import codecs
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
 import time
@@ -171,6 +173,7 @@ class Terminal:
 
     def __init__(self, *arguments: str, term: str = "xterm") -> None:
         self.written = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._screen, inner = pty.openpty()
         command = [sys.executable, "-W", "error", "-m", "netd.cli.main", *arguments]
         environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": term}
@@ -183,7 +186,8 @@ class Terminal:
     def read_until(self, pattern: str) -> None:
         """Until what is written, colours aside, has the pattern."""
         while not re.search(pattern, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.written)):
-            self.written += os.read(self._screen, 65536).decode()
+            assert select.select([self._screen], [], [], PATIENCE)[0], f"no {pattern!r} in {self.written!r}"
+            self.written += self._decoder.decode(os.read(self._screen, 65536))
 
     def end(self) -> int:
         """Its exit code, once it has ended. Nothing of ours went wrong."""

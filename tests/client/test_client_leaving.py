@@ -9,9 +9,21 @@ import pytest
 import trio
 import trio.testing
 
-from netd.client import FramedClient, Gap, Reconnect
+from netd.client import FramedClient, Gap, Reconnect, session, state
 from netd.errors import DaemonUnreachable, RequestFailed
-from netd.wire.messages import Close, CloseCode, Error, Joined, Message, Ok, Publish, Subscribe, Unsubscribe
+from netd.wire.messages import (
+    Close,
+    CloseCode,
+    Error,
+    Joined,
+    Message,
+    Ok,
+    Position,
+    Publish,
+    Subscribe,
+    TextEvent,
+    Unsubscribe,
+)
 from tests.support.framedpeer import PATIENCE, begun
 
 if TYPE_CHECKING:
@@ -137,15 +149,22 @@ async def test_what_it_heard_there_without_offsets_does_not_come_again_elsewhere
         assert client.telemetry().counters.duplicates == 2
 
 
-async def test_what_a_node_has_told_the_place_of_is_not_remembered(peer):
+async def test_nor_where_that_node_has_said_where_the_channel_is(peer):
+    """It does as the first of them are in the history, or one of another node is: the others follow."""
     async with FramedClient(peer.address, reconnect=SOON, linger=0.01) as client:
         link = await peer.accept()
         [subscription] = await begun(client, link, "public:a")
-        await link.say(Message("public:a", data="local", origin="n:1"), Ok(channel="public:a", epoch="e", offset=6))
-        await link.say(message(7))
+        await link.say(*(Message("public:a", data=f"local {number}", origin=f"n:{number}") for number in (1, 2)))
+        await link.say(Ok(channel="public:a", epoch="e", offset=6), message(7))
         with trio.fail_after(PATIENCE):
-            assert [(await anext(subscription)).data for _ in range(2)] == ["local", 7]
-        assert not subscription._place.loose
+            assert [(await anext(subscription)).data for _ in range(3)] == ["local 1", "local 2", 7]
+        await link.abort()
+        link = await peer.accept()
+        await link.welcome()
+        await link.confirm("public:a", epoch="e", offset=7, recovered=True)
+        await link.say(Message("public:a", data="local 2", offset=8, epoch="e", origin="n:2"), message(9))
+        with trio.fail_after(PATIENCE):
+            assert (await anext(subscription)).data == 9
 
 
 async def test_a_place_in_another_epoch_is_a_gap(peer):
@@ -159,6 +178,24 @@ async def test_a_place_in_another_epoch_is_a_gap(peer):
         with trio.fail_after(PATIENCE):
             assert (await anext(subscription)).data == "next"
         assert client.telemetry().counters.gaps == 1
+
+
+async def test_a_node_that_is_behind_another_does_not_take_the_position_back(peer):
+    """Who goes on from it with a subscription of its own would hear messages again."""
+    async with FramedClient(peer.address, reconnect=SOON, linger=0.01) as client:
+        link = await peer.accept()
+        [subscription] = await begun(client, link, "public:a")
+        await link.say(message(6), message(7))
+        with trio.fail_after(PATIENCE):
+            assert [(await anext(subscription)).data for _ in range(2)] == [6, 7]
+        await link.say(Ok(channel="public:a", epoch="e", offset=6), TextEvent("behind it"))
+        with trio.fail_after(PATIENCE):
+            assert (await client.receive()).text == "behind it"
+        assert subscription.position == Position("e", 7)
+        await link.say(Ok(channel="public:a", epoch="e", offset=9), TextEvent("behind it"))
+        with trio.fail_after(PATIENCE):
+            assert (await client.receive()).text == "behind it"
+        assert subscription.position == Position("e", 9)
 
 
 async def test_and_asks_for_what_came_since(peer):
@@ -277,7 +314,8 @@ async def busy(link: PeerLink) -> None:
     await link.say(Error(code="rate", message="too much", ref=left.ref), told(6))
 
 
-async def test_a_daemon_that_was_too_busy_is_asked_again(peer):
+async def test_a_daemon_that_was_too_busy_is_asked_again(peer, monkeypatch):
+    monkeypatch.setattr(session, "ASK_AGAIN", 0.01)
     async with FramedClient(peer.address, linger=0.01) as client:
         link = await peer.accept()
         [subscription] = await begun(client, link, "public:a")
@@ -290,7 +328,8 @@ async def test_a_daemon_that_was_too_busy_is_asked_again(peer):
             assert (await client.receive()).data == "by the application"
 
 
-async def test_but_not_when_somebody_came_back(peer):
+async def test_but_not_when_somebody_came_back(peer, monkeypatch):
+    monkeypatch.setattr(session, "ASK_AGAIN", 0.01)
     async with FramedClient(peer.address, linger=0.01) as client:
         link = await peer.accept()
         [subscription] = await begun(client, link, "public:a")
@@ -302,3 +341,124 @@ async def test_but_not_when_somebody_came_back(peer):
                 again = await client.subscribe("public:a")
             await link.say(message(7))
             assert (await anext(again)).data == 7
+
+
+# --- left and asked for once more -------------------------------------------------------------------------------------
+
+
+async def test_who_joined_what_was_left_is_not_told_to_the_next_subscription(peer):
+    async with FramedClient(peer.address, linger=0.01) as client:
+        link = await peer.accept()
+        [before] = await begun(client, link, "public:a")
+        made = []
+
+        async def subscribe() -> None:
+            made.append(await client.subscribe("public:a", presence=True))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(before.unsubscribe)
+            left = await link.request(Unsubscribe)
+            nursery.start_soon(subscribe)
+            again = await link.request(Subscribe)
+            await link.say(Joined("s-2", channel="public:a"), Ok(ref=left.ref))
+            await link.say(Ok(ref=again.ref, channel="public:a", epoch="e", offset=5))
+        await link.say(Joined("s-3", channel="public:a"))
+        with trio.fail_after(PATIENCE):
+            assert (await anext(made[0])).session == "s-3"
+
+
+async def test_a_pattern_that_was_left_twice_is_one_until_the_daemon_has_answered(peer):
+    """Whatever became of the second subscription."""
+    async with FramedClient(peer.address, linger=0.01) as client:
+        link = await peer.accept()
+        await begun(client, link)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(link.confirm, "public:*", pattern=True))
+            pattern = await client.subscribe("public:*")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pattern.unsubscribe)
+            first = await link.request(Unsubscribe)
+            with trio.CancelScope() as scope:
+                nursery.start_soon(cancelled_at, link, scope)
+                await client.subscribe("public:*")
+            asked, second = link.asked, await link.request(Unsubscribe)
+            await link.say(told(6), Ok(ref=first.ref), Ok(ref=asked.ref, pattern=True), told(7), Ok(ref=second.ref))
+            await link.say(told(8, data="by the application"))
+        with trio.fail_after(PATIENCE):
+            assert (await client.receive()).data == "by the application"
+
+
+async def test_a_pattern_that_was_left_has_no_part_in_what_its_channels_are_refused(peer):
+    """The application had subscribed this session to one of them."""
+    async with FramedClient(peer.address, linger=0.01) as client:
+        link = await peer.accept()
+        await begun(client, link)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(link.confirm, "public:*", pattern=True))
+            pattern = await client.subscribe("public:*")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pattern.unsubscribe)
+            left = await link.request(Unsubscribe)
+            of_the_pattern = Error(code="denied", message="no patterns", channel="public:*")
+            await link.say(of_the_pattern, Error(code="denied", message="no more", channel="public:a"))
+            await link.say(Ok(ref=left.ref))
+        with trio.fail_after(PATIENCE):
+            assert (await client.receive()).message == "no more"
+
+
+async def test_a_subscription_that_is_left_before_its_answer_leaves_nothing_behind(peer):
+    """A daemon that is still looking for its place need not answer that any more."""
+    async with FramedClient(peer.address, linger=0.01) as client:
+        link = await peer.accept()
+        await begun(client, link)
+        for _ in range(3):
+            async with trio.open_nursery() as nursery:
+                with trio.CancelScope() as scope:
+                    nursery.start_soon(cancelled_at, link, scope)
+                    await client.subscribe("public:a")
+            left = await link.request(Unsubscribe)
+            await link.say(Ok(ref=left.ref, channel="public:a"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(link.confirm, "public:a"))
+            await client.subscribe("public:a")
+        assert not client._session._subscribing
+
+
+# --- without offsets, through a pattern -------------------------------------------------------------------------------
+
+
+async def test_what_a_pattern_heard_without_offsets_does_not_come_again_elsewhere(peer):
+    async with FramedClient(peer.address, reconnect=SOON, linger=0.01) as client:
+        link = await peer.accept()
+        await begun(client, link)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(link.confirm, "public:*", pattern=True))
+            pattern = await client.subscribe("public:*")
+        await link.say(*(Message(f"public:{n}", data=f"local {n}", origin=f"n:{n}") for n in (1, 2)))
+        await link.say(Ok(channel="public:9", epoch="e", offset=0))  # of the others, nothing is said
+        with trio.fail_after(PATIENCE):
+            assert [(await anext(pattern)).data for _ in range(2)] == ["local 1", "local 2"]
+        await link.abort()
+        link = await peer.accept()
+        await link.welcome()
+        await link.confirm("public:*", pattern=True, recovered=False)
+        places = {"offset": 1, "epoch": "e"}
+        await link.say(*(Message(f"public:{n}", data=f"local {n}", origin=f"n:{n}", **places) for n in (1, 2, 3)))
+        with trio.fail_after(PATIENCE):
+            assert await anext(pattern) == Gap("public:*", None)
+            assert (await anext(pattern)).data == "local 3"
+        assert client.telemetry().counters.duplicates == 2
+
+
+async def test_what_a_pattern_remembers_is_bounded_however_many_channels_match(peer, monkeypatch):
+    monkeypatch.setattr(state, "LOOSE", 8)
+    async with FramedClient(peer.address, linger=0.01) as client:
+        link = await peer.accept()
+        await begun(client, link)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(link.confirm, "public:*", pattern=True))
+            pattern = await client.subscribe("public:*")
+        await link.say(*(Message(f"public:{n}", data=n, origin=f"n:{n}") for n in range(20)))
+        with trio.fail_after(PATIENCE):
+            assert [(await anext(pattern)).data for _ in range(20)] == list(range(20))
+        assert len(pattern._place.loose) + sum(len(place.loose) for place in pattern._places.values()) == 8

@@ -243,8 +243,6 @@ class Subscription {
   /** @type {Map<string, Place>} */
   #places = new Map();
   #place;
-  /** Whether it heard messages without offsets on an earlier connection, maybe of another machine. */
-  #moved = false;
   #client;
   #asked;
   #handler;
@@ -263,6 +261,8 @@ class Subscription {
     this.pattern = false;
     /** Whether the daemon has confirmed it on this connection. */
     this.live = false;
+    /** Of the request that asks for it, the last one. */
+    this.ref = 0;
     this.#client = client;
     this.#handler = handler;
     this.#options = options;
@@ -331,7 +331,6 @@ class Subscription {
   _confirm(ok) {
     this.live = true;
     this.pattern = ok.pattern === true;
-    this.#moved = this.#place.loose.size > 0;
     if (this.pattern) this.#places.clear();
     if (!ok.recovered) {
       // a node that cannot see the history just now says no place, and that is no reason to forget ours: what we have
@@ -347,7 +346,7 @@ class Subscription {
   _take(message, size) {
     const place = this.pattern ? this.#placeIn(keyOf(message.channel)) : this.#place;
     const missed = place.admit(message);
-    const had = place.repeats(message);
+    const had = this.#place.repeats(message);
     if (missed === null || this.#end) return undefined;
     if (missed) this.#gap(message.channel, place.epoch, missed < 0 ? null : missed);
     if (had || this.#end) return undefined; // a listener ended it just now
@@ -372,7 +371,6 @@ class Subscription {
     if (place.epoch !== null && place.epoch !== epoch) this.#gap(channel, epoch, null);
     const behind = place.epoch === epoch && place.offset > offset; // another machine was further
     place.move(epoch, behind ? place.offset : offset);
-    if (!this.#moved) place.loose.clear();
   }
 
   /** @param {import("./netd.js").Presence} event */
@@ -724,7 +722,7 @@ class Client {
   /** @param {Subscription} subscription */
   #ask(subscription) {
     if (this.#subscriptions.get(subscription.key) !== subscription) return;
-    const ref = this.#refs++;
+    const ref = (subscription.ref = this.#refs++);
     this.#subscribing.set(ref, subscription);
     this.#socket?.send(JSON.stringify({ ...subscription._request(), ref }));
   }
@@ -752,7 +750,9 @@ class Client {
         else resolve();
       };
       const leaving = { subscription, done };
-      this.#leaving.get(subscription.key)?.done();
+      const before = this.#leaving.get(subscription.key);
+      subscription.pattern ||= before?.subscription.pattern ?? false; // what this brings may still be of that one
+      before?.done();
       this.#leaving.set(subscription.key, leaving);
       this.#askToLeave(leaving);
     });
@@ -779,7 +779,9 @@ class Client {
   // The daemon has answered.
   /** @param {Leaving} leaving @param {NetdError} [error] */
   #left(leaving, error) {
-    if (this.#leaving.get(leaving.subscription.key) === leaving) this.#leaving.delete(leaving.subscription.key);
+    const { subscription } = leaving;
+    if (this.#leaving.get(subscription.key) === leaving) this.#leaving.delete(subscription.key);
+    if (subscription.ref) this.#subscribing.delete(subscription.ref); // that needs no answer any more
     leaving.done(error);
   }
 
@@ -820,11 +822,10 @@ class Client {
       case "message":
         return this.#share(/** @type {Message} */ (wire), size);
       case "joined":
-      case "left": {
-        const own = this.#subscriptions.get(keyOf(wire.channel));
-        own?._witness(/** @type {any} */ (wire));
-        return own || !this.#leaving.has(keyOf(wire.channel)) ? this._emit(wire.type, wire) : undefined;
-      }
+      case "left":
+        if (this.#leaving.has(keyOf(wire.channel))) return undefined;
+        this.#subscriptions.get(keyOf(wire.channel))?._witness(/** @type {any} */ (wire));
+        return this._emit(wire.type, wire);
       case "direct":
       case "broadcast":
       case "text":
@@ -898,7 +899,7 @@ class Client {
     }
     const about = ref === undefined && channel !== undefined ? keyOf(channel) : undefined;
     const taken = about === undefined ? undefined : this.#subscriptions.get(about);
-    if (about !== undefined && !taken?.live && this.#leaving.has(about)) return undefined; // of the one that was left
+    if (about !== undefined && this.#leaving.has(about)) return undefined; // of the one that was left
     const subscription = this.#subscribing.get(ref) ?? taken;
     if (!subscription) {
       const request = this.#settle(ref);
