@@ -5,7 +5,10 @@
 Rules:
 - a message of a channel without history is delivered here at once, always; one with a history when it comes back from
   Redis with its offset, so that all machines deliver in one order;
-- who hears a channel is told where this machine is in it, which may be behind Redis: what is between follows;
+- who hears a channel is told where this machine is in it, which may be behind Redis: what is between follows. Where
+  somebody hears it through a pattern already, that waits for the lane, which may have what they have not heard yet;
+- who hears a channel only through a pattern has no place, and nothing is fetched for it: what it missed it sees by the
+  offset of the next message, and before that it is not told where the channel is;
 - after a time without Redis those that heard messages without offsets are told where they are (Ok without `ref`), and
   those that hear a channel which has another epoch now are, unless a message comes first: something may be lost, and
   they see that by the epoch. Who has it begin one tells the other nodes, which look (Began);
@@ -20,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from netd.backplane import envelopes
 from netd.backplane.desk import Call, Desk, ignore, seed
-from netd.backplane.envelopes import MAX_BEGUN, Began, Said
+from netd.backplane.envelopes import MAX_BEGUN, Began, Count, Said
 from netd.backplane.ledger import Entry, Kept
 from netd.backplane.traced import publication_of, traced
 from netd.hub.history import Page, measure
@@ -30,6 +33,7 @@ from netd.wire.messages import Ok, Position, channel_fields
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from netd.backplane.ledger import Track
     from netd.hub.batch import Batch
     from netd.hub.history import Publication
 
@@ -84,8 +88,7 @@ class Channels(Desk):
         if not self._rules(channel).history_size:
             answer(None)
             return
-        if channel in self._hub.heard:
-            self.tracks.begin(channel, self._hub.clock())
+        track = self.tracks.begin(channel, self._hub.clock()) if channel in self._hub.heard else None
         if not self.online:
             answer(self._page_without(channel, since))
             return
@@ -95,7 +98,15 @@ class Channels(Desk):
             if found is None:
                 answer(self._page_without(channel, since))
                 return
-            answer(self._page(channel, since, limit, *found))
+            epoch, newest, kept, line = found
+
+            def placed(at: Track | None) -> None:
+                if self.online:
+                    answer(self._page(at, since, limit, epoch, newest, kept))
+                else:
+                    answer(self._page_without(channel, since))
+
+            self._place_in(channel, track, (epoch, newest, line), placed)
 
         self._ask_history(channel, since, limit + 1 if since is not None else limit, arrived)
 
@@ -118,10 +129,38 @@ class Channels(Desk):
                 answer(None)
                 return
             epoch, newest, _, line = found
-            now = self.tracks.settle(channel, epoch, newest, line)
-            answer(None if now.epoch is None else Position(now.epoch, now.offset))
+
+            def placed(at: Track | None) -> None:
+                answer(None if at is None or at.epoch is None or at.loose else Position(at.epoch, at.offset))
+
+            self._place_in(channel, track, (epoch, newest, line), placed)
 
         self._ask_history(channel, None, 0, arrived)
+
+    def _place_in(
+        self,
+        channel: bytes,
+        track: Track | None,
+        told: tuple[str, int, str],
+        answer: Callable[[Track | None], None],
+    ) -> None:
+        """Answer where this machine is in it, now that Redis has told its epoch, newest offset and line: there, if
+        nothing has come since it was asked. Who hears it through a pattern did so before: Redis may have taken what
+        they have not heard yet, so the lane has to be there first. None: it was not heard, or is no more, or Redis is
+        away."""
+
+        def settle(count: int = 0) -> None:
+            if track is None or self.tracks.get(channel) is not track or not self.online:
+                answer(None)
+            else:
+                answer(self.tracks.settle(channel, *told))
+
+        if track is None or track.epoch is not None or not self._wild(channel):
+            settle()
+            return
+        until = self._monotonic() + self.config.answers
+        if number := self.questions.ask([self.node], 0, until, settle):
+            self._say(Count(self.node, number, 0), self.own_lane)
 
     def resync(self, channels: Iterable[bytes] | None = None) -> None:
         """Something of the lane may have been missed, of these channels or of any: ask the histories."""
@@ -220,11 +259,11 @@ class Channels(Desk):
         if entry is not None:
             publication = entry.content
             publication.epoch, publication.offset = epoch, offset if epoch is not None else None
-            self._level_before(channel, epoch, offset)
-            self._hub.deliver(publication)
+            self._hand(publication, epoch, offset)
         elif epoch is not None and self.tracks.get(channel) is not None:
             self._level.add(channel)
-        elif epoch is not None and self.outgoing.was_loose(sequence):
+        elif epoch is not None and self.outgoing.was_loose(sequence) and self.tracks.follows(channel, epoch, offset):
+            self.tracks.delivered(channel, epoch, offset)
             self._tell_place(channel, epoch, offset)  # who hears it through a pattern
 
     def _deliver(self, said: Said, epoch: str | None, offset: int) -> None:
@@ -234,8 +273,13 @@ class Channels(Desk):
         except Refusal:
             self.figures.unreadable += 1
             return
-        self._level_before(said.channel, epoch, offset)
-        self._hub.deliver(publication_of(said, epoch, offset, again=said.loose))
+        self._hand(publication_of(said, epoch, offset, again=said.loose), epoch, offset)
+
+    def _hand(self, publication: Publication, epoch: str | None, offset: int, *, apart: bool = False) -> None:
+        """To those who hear it here. `apart`: those who do through a pattern may still not have all before the next."""
+        self._level_before(publication.channel, epoch, offset)
+        if self._hub.deliver(publication) and epoch is not None and not apart:
+            self.tracks.delivered(publication.channel, epoch, offset)
 
     def _level_before(self, channel: bytes, epoch: str | None, offset: int) -> None:
         """A message is about to be delivered: its offset follows, or its subscribers would think they missed some."""
@@ -250,7 +294,14 @@ class Channels(Desk):
             track.renewed = False  # this message tells
 
     def _tell_place(self, channel: bytes, epoch: str, offset: int) -> None:
-        self._hub.level(channel, Ok(**channel_fields(channel), epoch=epoch, offset=offset))
+        ok = Ok(**channel_fields(channel), epoch=epoch, offset=offset)
+        if not self.tracks.missing(channel):
+            self._hub.level(channel, ok)
+        elif (place := self._hub.heard.get(channel)) is not None:
+            # those who hear it through a pattern see by its next message what they missed
+            patterns = place.realm.patterns
+            for session in [each for each in place.subscribers if not (patterns and patterns.reach(each, channel))]:
+                session.send(ok)
 
     def _fetch(self, channel: bytes) -> None:
         track = self.tracks.get(channel)
@@ -283,8 +334,8 @@ class Channels(Desk):
                 if entry is None:
                     self._level.add(channel)
                     continue
-            self._level_before(channel, epoch, each.offset)
-            self._hub.deliver(publication_of(each.content, epoch, each.offset, again=True))
+            again = publication_of(each.content, epoch, each.offset, again=True)
+            self._hand(again, epoch, each.offset, apart=fetched.skipped)
         track = self.tracks.get(channel)
         renewed = track is not None and track.renewed and not track.fetching
         if fetched.placed or renewed or (track is not None and track.offset + 1 in fetched.level):
@@ -365,9 +416,8 @@ class Channels(Desk):
         return epoch, newest, found, line
 
     def _page(
-        self, channel: bytes, since: Position | None, limit: int, epoch: str, newest: int, kept: list[Kept], line: str
+        self, track: Track | None, since: Position | None, limit: int, epoch: str, newest: int, kept: list[Kept]
     ) -> Page:
-        track = self.tracks.settle(channel, epoch, newest, line) if channel in self._hub.heard else None
         known = since is not None and since.epoch == epoch and since.offset <= newest
         start = since.offset if since is not None and known else 0
         if track is not None and track.epoch is not None:

@@ -122,7 +122,7 @@ class Company(Catalogue):
         if track is not None and (track.loose or self._monotonic() - track.levelled < UNSURE):
             self.outgoing.carry()
         if channel is not None and last:
-            self.tracks.end(channel)
+            self.tracks.end(channel, passed=self._wild(channel))
             self._level.discard(channel)
         if self.online and not session.internal:
             name = _ALL if channel is None else channel

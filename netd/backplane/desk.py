@@ -157,6 +157,11 @@ class Desk:
     def _rules(self, channel: bytes) -> Namespace:
         return self._hub.history_rules(channel)
 
+    def _wild(self, channel: bytes) -> bool:
+        """Whether somebody here hears it through a pattern."""
+        patterns = self._hub.permissions.realm(channel).patterns
+        return patterns is not None and bool(patterns.matching(channel))
+
     def _say(self, envelope: envelopes.Envelope, lane: bytes | None = None) -> None:
         self._push(Call("", [], [b"PUBLISH", lane or self.lane, b"\n" + envelopes.encode(envelope)], ignore))
 

@@ -17,7 +17,9 @@ Rules:
 - a channel that has another epoch than it had is of a Redis that has lost something. What was delivered already is then
   known by who said it, as in a channel each node's sequences ascend; so it is for who began to hear a channel while
   Redis was away. An epoch that ends in "~" goes on with the offsets of the one before it; where the line is the same
-  too, they mean the same messages, and only what follows is asked for.
+  too, they mean the same messages, and only what follows is asked for;
+- who hears a channel only through a pattern has no track. How far such channels came is remembered, bounded: what was
+  fetched while there was a track is not delivered again, and nobody is told a place behind something it missed.
 """
 
 from __future__ import annotations
@@ -36,6 +38,9 @@ MAX_SPEAKERS = 1024
 """Nodes of which it is remembered what they said last."""
 MAX_LOST = 10_000
 """Channels that lost messages and are known by name; past that all channels count as such."""
+MAX_PASSED = 10_000
+"""Channels that are heard only through patterns and of which it is known how far that came; the one that was quiet
+longest is forgotten."""
 
 
 @dataclass(slots=True)
@@ -236,6 +241,8 @@ class Track:
     """The latest sequence of each other node that was delivered."""
     since: float = 0.0
     """When it began to be heard, in wall-clock seconds."""
+    apart: bool = True
+    """No message of it has been delivered since: who hears it through a pattern may not have what was before."""
     unplaced: bool = False
     """That was while Redis was away: of its history those messages are new that were said since. Of a node that was
     known by then its sequences tell, of any other its clock."""
@@ -265,6 +272,8 @@ class Fetched:
     """The history is behind what was delivered: Redis has lost something."""
     placed: bool = False
     """Its place is known only now."""
+    skipped: bool = False
+    """Some are left out as they were said before it began to be heard: but by who hears it through a pattern."""
     level: set[int] = field(default_factory=set)
     """Offsets before which there are none but such as were delivered already, under another offset."""
 
@@ -276,6 +285,9 @@ class Tracks:
         self._tracks: dict[bytes, Track] = {}
         self._latest: dict[str, int] = {}
         """The latest sequence that came from each other node, of whatever channel."""
+        self._passed: dict[bytes, tuple[str, int, bool]] = {}
+        """Where who hears a channel only through a pattern is in it, and whether it has, or was shown to miss, all that
+        is before."""
 
     def __len__(self) -> int:
         return len(self._tracks)
@@ -296,9 +308,41 @@ class Tracks:
             track = self._tracks[channel] = Track(since=now)
         return track
 
-    def end(self, channel: bytes) -> None:
-        """It is heard no more."""
-        self._tracks.pop(channel, None)
+    def end(self, channel: bytes, *, passed: bool = False) -> None:
+        """It is heard no more, or only through patterns (`passed`)."""
+        track = self._tracks.pop(channel, None)
+        if passed and track is not None and track.epoch is not None:
+            self._pass(channel, track.epoch, track.offset, whole=not self._missing(channel, track))
+
+    def delivered(self, channel: bytes, epoch: str, offset: int) -> None:
+        """A message was delivered with this place, and somebody heard it."""
+        track = self._tracks.get(channel)
+        if track is not None:
+            track.apart = False
+        else:
+            self._pass(channel, epoch, offset, whole=True)
+
+    def follows(self, channel: bytes, epoch: str, offset: int) -> bool:
+        """Whether who hears a channel only through a pattern has what is before this place."""
+        return self._passed.get(channel) == (epoch, offset - 1, True)
+
+    def missing(self, channel: bytes) -> bool:
+        """Whether who hears a channel through a pattern may not have what was before its track, and would not learn
+        that if it was told where the channel is."""
+        track = self._tracks.get(channel)
+        return track is not None and self._missing(channel, track)
+
+    def _missing(self, channel: bytes, track: Track) -> bool:
+        if not track.apart:
+            return False
+        epoch, offset, whole = self._passed.get(channel, (track.epoch, -1, False))
+        return epoch == track.epoch and (track.unplaced or offset < track.began or not whole)
+
+    def _pass(self, channel: bytes, epoch: str, offset: int, *, whole: bool) -> None:
+        self._passed.pop(channel, None)
+        if len(self._passed) >= MAX_PASSED:
+            del self._passed[next(iter(self._passed))]
+        self._passed[channel] = epoch, offset, whole
 
     def settle(self, channel: bytes, epoch: str, offset: int, line: str = "") -> Track:
         """Redis has told where it is: this counts if nothing of it has come yet."""
@@ -331,6 +375,10 @@ class Tracks:
         """A message came on the lane; of another node, with who that is. gap: ask for the history since the track's
         position. held: that is being done."""
         track = self._tracks.get(channel)
+        if track is None or track.epoch is None:
+            passed = self._passed.get(channel)
+            if passed is not None and passed[0] == epoch and offset <= passed[1]:
+                return "old"  # it was fetched from history while the channel was heard
         if track is None:
             return "new"
         if track.fetching:
@@ -404,6 +452,8 @@ class Tracks:
             track.offset = min(track.offset, entries[0].offset - 1 if entries else newest)
         track.line = line
         solid = True
+        passed = self._passed.get(channel, ("", 0, False))
+        had = passed[1] if track.unplaced and passed[0] == epoch else 0
         for each in entries:
             if each.offset <= track.offset:
                 continue
@@ -413,13 +463,14 @@ class Tracks:
             track.offset = each.offset
             if solid:
                 fetched.level.add(each.offset + 1)
-            if track.foreign and each.offset <= track.began:
+            if (track.foreign and each.offset <= track.began) or each.offset <= had:
                 continue
             if each.node != here:
                 latest = track.said.get(each.node)
                 if each.sequence <= (latest or 0):
                     continue
                 if latest is None and track.unplaced and each.time < track.since:
+                    fetched.skipped = True
                     continue
                 self._note(track, each.node, each.sequence)
             fetched.new.append(each)
@@ -428,6 +479,10 @@ class Tracks:
         if track.offset < newest and not entries:
             fetched.lost += newest - track.offset
             track.offset = newest
+        if fetched.skipped:
+            track.apart = True
+            if self._passed.pop(channel, None) is not None and passed[0] == epoch:
+                self._passed[channel] = epoch, passed[1], False
         fetched.again = track.offset < newest or track.again or track.ahead > newest
         track.again, track.ahead = False, 0  # the next page is asked for after all that has come
         if not fetched.again:

@@ -21,7 +21,7 @@ from netd.backplane import envelopes
 from netd.backplane.channels import Channels
 from netd.backplane.company import PRESENCE, Company, read_revocation
 from netd.backplane.desk import Call, NodeInfo, ignore, seed
-from netd.backplane.envelopes import Alive, Began, Gone, Revoked, Said
+from netd.backplane.envelopes import Alive, Began, Count, Gone, Revoked, Said
 from netd.backplane.nodes import MAX_NODES
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class RedisBackplane(Channels, Company):
             return
         if isinstance(envelope, Said):
             self._heard(envelope, epoch, offset)
-        elif envelope.node != self.node:
+        elif envelope.node != self.node or isinstance(envelope, Count):  # that one it has told itself
             self._take(envelope)
 
     def beat(self, answer: Callable[[Any], None]) -> None:

@@ -264,7 +264,12 @@ class _Life:
     async def _send(self) -> None:
         while True:
             while len(self._waiting) < WINDOW and (call := self._plane.next_call()) is not None:
-                self._waiting.append((self._request(call), call))
+                try:
+                    request = self._request(call)
+                except BaseException:  # the connection has ended already
+                    call.answer(None)
+                    raise
+                self._waiting.append((request, call))
                 self._sent.set()
             if self._plane.flooded:
                 raise Away(

@@ -88,7 +88,6 @@ class Traveller(Follower):
         """Times it saw that it had missed something."""
 
     def _subscribed(self, ok: Ok) -> None:
-        self.moved = bool(self.known.loose)
         self.missed += self.known.known and not ok.recovered
         if not ok.recovered and ok.epoch is not None:
             self.known.move(ok.epoch, ok.offset)
@@ -99,8 +98,6 @@ class Traveller(Follower):
             if isinstance(event, Ok) and event.ref is None:
                 self.missed += self.known.epoch != event.epoch
                 self.known.reach(event.epoch, event.offset)
-                if not self.moved:
-                    self.known.loose.clear()
             elif isinstance(event, Message):
                 missed = self.known.admit(event.epoch, event.offset)
                 self.missed += bool(missed)

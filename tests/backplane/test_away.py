@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from coredis import exceptions
 
 from netd.backplane import envelopes
+from netd.backplane.redis import _Life
 from netd.wire.messages import AskHistory, Error, History, Left, Message, Ok, Position, SendDirect, Subscribe
 from tests.backplane.followers import Follower, level
 from tests.backplane.lab import Node, Redis, needs_redis, node, nodes, numbers
@@ -501,3 +503,22 @@ async def test_what_was_delivered_already_and_is_said_again_under_another_offset
         plane._push = push
         await here.has(8)
         assert len(here.holes) == 1
+
+
+async def test_what_was_to_be_asked_as_the_connection_broke_is_answered(redis, monkeypatch):
+    request, broken = _Life._request, []
+
+    def breaks(life: Any, call: Any) -> Any:
+        if call.script == "history" and not broken:
+            broken.append(call)
+            raise exceptions.ConnectionError("it has ended")
+        return request(life, call)
+
+    monkeypatch.setattr(_Life, "_request", breaks)
+    async with node(redis, "a") as a:
+        one = a.person()
+        one.ask(Subscribe(channel="kept:room", ref=7))
+        assert (await one.until(Ok)).epoch is None
+        await a.online()
+        a.hub.publish(b"kept:room", 1)
+        assert (await one.until(Message)).data == 1

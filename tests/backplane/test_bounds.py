@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import trio
 from structlog.testing import capture_logs
 
-from netd.backplane import channels
+from netd.backplane import channels, ledger
 from netd.hub.revocations import Revocation
 from netd.wire.messages import AskHistory, History, Left, Message, Position
 from tests.backplane.followers import Follower, level
@@ -269,3 +269,41 @@ async def test_after_messages_that_came_back_too_late_a_channel_has_a_place_agai
         assert Position(late.epoch, late.offset) == here.place
         assert here.place.offset == 20
         assert not here.loose
+
+
+async def test_who_loses_messages_of_more_channels_than_it_knows_by_name_joins_again_and_all_of_them_begin_anew(
+    redis, monkeypatch
+):
+    monkeypatch.setattr(ledger, "MAX_LOST", 2)
+    async with node(redis, "b") as b, node(redis, "a", queue_messages=3) as a:
+        await a.online(1)
+        await b.online(1)
+        names = [f"kept:{number}" for number in range(10)]
+        people = [await Follower(b.person(), name).begin() for name in names]
+        for name in names[:9]:  # at once, while Redis is there: six are given up, of which it remembers two
+            a.hub.publish(name.encode(), "first")
+        lives = a.daemon.service("backplane").snapshot().lives
+        assert (a.plane.outgoing.given_up, a.plane.outgoing.all_lost) == (6, True)
+        await a.becomes(lambda: a.daemon.service("backplane").snapshot().lives > lives)
+        await level(a, b)
+        for one in people:
+            await b.becomes(lambda one=one: one.look() or bool(one.breaks))
+        for name in names:
+            a.hub.publish(name.encode(), "second")
+            await level(a, b)
+        for number, one in enumerate(people):
+            one.look()
+            assert one.told == (["first", "second"] if 6 <= number < 9 else ["second"])
+            assert len(one.breaks) == 1
+        # that was once: now it knows again which
+        beaten = trio.Event()
+        a.plane.beat(lambda result: beaten.set())
+        await beaten.wait()
+        for number in range(5):
+            a.hub.publish(b"kept:0", number)
+        await b.becomes(lambda: people[0].look() or len(people[0].breaks) == 2)
+        await people[0].has(4)
+        await level(a, b)
+        assert a.daemon.service("backplane").snapshot().lives == lives + 1
+        people[1].look()
+        assert len(people[1].breaks) == 1

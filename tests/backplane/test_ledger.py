@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from netd.backplane import ledger
 from netd.backplane.ledger import Entry, Kept, Outgoing, Tracks
 
 CHANNEL = b"kept:room"
@@ -430,3 +431,41 @@ class Nodes(RuleBasedStateMachine):
 
 Nodes.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestNodes = Nodes.TestCase
+
+
+def test_what_was_fetched_while_a_channel_was_heard_is_old_to_who_hears_it_through_a_pattern():
+    tracks = Tracks()
+    tracks.begin(b"x")
+    tracks.settle(b"x", "e", 3)
+    assert tracks.admit(b"x", "e", 6, "b", 3) == "gap"
+    tracks.page(b"x", "e", 6, [Kept(number, "b", number - 3, None) for number in (4, 5, 6)])
+    tracks.delivered(b"x", "e", 6)
+    tracks.end(b"x", passed=True)
+    assert tracks.admit(b"x", "e", 6, "b", 3) == "old"
+    assert tracks.follows(b"x", "e", 7)
+    tracks.begin(b"x")
+    assert tracks.admit(b"x", "e", 5, "b", 2) == "old"
+    assert tracks.admit(b"x", "e", 7, "b", 4) == "new"
+
+
+def test_a_track_that_begins_behind_what_patterns_heard_is_not_told_to_them():
+    tracks = Tracks()
+    tracks.delivered(b"x", "e", 3)
+    tracks.begin(b"x")
+    tracks.settle(b"x", "e", 5)
+    assert tracks.missing(b"x")  # 4 and 5
+    assert tracks.admit(b"x", "e", 6, "b", 1) == "new"
+    tracks.delivered(b"x", "e", 6)
+    assert not tracks.missing(b"x")  # its number told
+    tracks.end(b"x", passed=True)
+    tracks.begin(b"x")
+    tracks.settle(b"x", "e", 6)
+    assert not tracks.missing(b"x")
+
+
+def test_how_far_patterns_came_is_remembered_of_so_many_channels(monkeypatch):
+    monkeypatch.setattr(ledger, "MAX_PASSED", 2)
+    tracks = Tracks()
+    for name in (b"x", b"y", b"x", b"z"):
+        tracks.delivered(name, "e", 1)
+    assert [tracks.follows(name, "e", 2) for name in (b"x", b"y", b"z")] == [True, False, True]
