@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @common_options
 @click.pass_context
 def channels(ctx: click.Context) -> None:
-    """Channels that are heard or have a history. Without a command: list."""
+    """Channels that are heard or have a history; over Redis, those that are heard. Without a command: list."""
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_channels)
 
@@ -33,7 +33,8 @@ def channels(ctx: click.Context) -> None:
 def list_channels(prefix: str = "", limit: int = 100) -> None:
     """Channels by name; with PREFIX, those whose names begin so. Subscriptions with wildcards are among them.
 
-    Over Redis, those that are heard on any machine, with the subscribers of all.
+    Over Redis, those that are heard on any machine, with the subscribers of all; one that only has a history is shown
+    by its name (show, history).
     """
     silent = 0
 

@@ -124,7 +124,8 @@ class MessagingCalls:
         return await self._get("/v1/hub")
 
     async def channels(self, *, prefix: str = "", limit: int = 100, after: str | None = None) -> shapes.ChannelList:
-        """One page of the channels that are heard or have a history, by name. `after` is `next` of an earlier page."""
+        """One page of the channels that are heard or have a history (over Redis: that are heard), by name. `after` is
+        `next` of an earlier page."""
         params = [("limit", str(limit))]
         params += [(key, value) for key, value in (("prefix", prefix), ("after", after)) if value]
         return cast("shapes.ChannelList", await self._call("GET", "/v1/channels", params=params, expect="channels"))

@@ -127,6 +127,7 @@ def unsubscribe(hub: Hub, session: Session, channel: bytes) -> bool:
         return True
     place = hub.heard[channel]
     was_live = session in place.subscribers
+    held = place.release(session)
     place.remove(session)
     realm.changed(channel)
     if place.idle:
@@ -134,6 +135,10 @@ def unsubscribe(hub: Hub, session: Session, channel: bytes) -> bool:
     hub.backplane.left(channel, session, last=place.idle)
     if was_live and place.realm.rules.join_leave and not session.internal:
         _announce(hub, place, presence.left(channel, session))
+    if held and not session.closing and realm.patterns is not None and realm.patterns.reach(session, channel):
+        for each in held:  # it would have heard them through a pattern if it had not waited
+            if data := _told(session, each):
+                session.outbox.push(data, ephemeral=each.ephemeral)
     return True
 
 

@@ -802,6 +802,21 @@ def test_joined_and_left_where_the_namespace_says_so():
     assert two.heard() == []
 
 
+def test_who_leaves_while_it_waits_hears_what_came_through_its_pattern():
+    backplane = Later()
+    room = Room(config(public(history_size=10, wildcards=True)), backplane=backplane)
+    person = room.person()
+    person.ask(Subscribe(ref=1, channel="public:*"))
+    person.ask(Subscribe(ref=2, channel="public:a"))
+    room.hub.publish(b"public:a", "1")
+    room.hub.publish(b"public:a", "2")
+    told = person.ask(Unsubscribe(ref=3, channel="public:a"))
+    assert [each.data for each in told if isinstance(each, Message)] == ["1", "2"]
+    room.hub.publish(b"public:a", "3")
+    backplane.answer()
+    assert [each.data for each in person.heard()] == ["3"]
+
+
 def test_who_leaves_and_comes_back_is_answered_what_it_asked_last():
     backplane = Later()
     room = Room(config(public(history_size=10)), backplane=backplane)
