@@ -168,6 +168,8 @@ class _Life:
         self._room = trio.Event()
         self._sent = trio.Event()
         self._answered = trio.Event()
+        self._living = trio.CancelScope()
+        """Until it leaves, it beats."""
         self._loaded: dict[str, Any] = {}
         self._inbound = Inbound(config.inbound_messages, config.inbound_bytes, lambda: self._news.set())
 
@@ -353,11 +355,12 @@ class _Life:
                 await self._news.wait()
 
     async def _beat(self) -> None:
-        while True:
-            await trio.sleep(self._config.heartbeat)
-            done = trio.Event()
-            self._plane.beat(lambda result, done=done: done.set())  # type: ignore[misc]
-            await done.wait()  # _collect sees to it that there is an end to it
+        with self._living:
+            while True:
+                await trio.sleep(self._config.heartbeat)
+                done = trio.Event()
+                self._plane.beat(lambda result, done=done: done.set())  # type: ignore[misc]
+                await done.wait()  # _collect sees to it that there is an end to it
 
     async def _check_lanes(self) -> None:
         while True:
@@ -373,15 +376,21 @@ class _Life:
         """Say what is still to be said, and goodbye; in `timeout`, or not at all."""
         plane = self._plane
         with trio.move_on_after(self._config.timeout):
-            while plane.outgoing.unsent or plane.asking or self._waiting:
-                self._answered = trio.Event()
-                await self._answered.wait()
+            await self._all_answered()
             if stays():
                 return
+            self._living.cancel()  # one more sign of life would bring it back
+            await self._all_answered()
             await self._calls.create_request(b"PUBLISH", plane.lane, plane.goodbye())
             left = await self._ask(plane.leave())
             if isinstance(left, list) and left and left[0] != b"0":
                 await self._pages(plane.leave, left[0])
+
+    async def _all_answered(self) -> None:
+        plane = self._plane
+        while plane.outgoing.unsent or plane.asking or self._waiting:
+            self._answered = trio.Event()
+            await self._answered.wait()
 
 
 def away(error: BaseException, config: BackplaneConfig) -> Away:

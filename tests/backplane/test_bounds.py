@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import trio
 from structlog.testing import capture_logs
 
-from netd.backplane import channels, ledger
+from netd.backplane import channels, ledger, scripts
 from netd.hub.revocations import Revocation
 from netd.wire.messages import AskHistory, History, Left, Message, Position
 from tests.backplane.followers import Follower, level
@@ -149,6 +149,19 @@ async def test_a_large_machine_comes_back_and_goes_in_pages_too(redis):
             await b.becomes(lambda: redis.say("SCARD", f"netd:i:{b.plane.node}") == "1401")
         assert not redis.say("--scan", "--pattern", "netd:[pi]:b.*")
         assert a.plane.online
+
+
+async def test_no_sign_of_life_comes_after_a_goodbye(redis, monkeypatch):
+    """It would bring the machine back, and what has not been removed of its presence would stay."""
+    pages = scripts.REAP.replace("'COUNT', 500", "'COUNT', 1")
+    assert pages != scripts.REAP
+    monkeypatch.setitem(scripts.ALL, "reap", pages)  # so many that they take longer than a heartbeat
+    async with node(redis, "b", timeout=20) as b:
+        for number in range(1500):
+            b.hub.subscribe(b.person().session, b"kept:%d" % number)
+        await b.becomes(lambda: redis.say("SCARD", f"netd:i:{b.plane.node}") == "1501")
+    assert redis.say("ZCARD", "netd:nodes") == "0"
+    assert not redis.say("--scan", "--pattern", "netd:[pi]:b.*")
 
 
 async def test_who_comes_back_while_its_presence_is_being_removed_keeps_what_is_new(redis):
