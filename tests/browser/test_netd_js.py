@@ -5,7 +5,10 @@ Over 600 lines, and one file all the same: everything is asked of the same scrip
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
+from websockets.exceptions import ConnectionClosed
 
 ORIGIN = "http://127.0.0.1:8000"
 
@@ -731,7 +734,8 @@ def test_who_closes_in_any_state_has_closed(page, peer, name):
     page.until("client.state.name != 'connected'")
     page.later(0.02)
     if name == "connected":
-        peer.accept().welcome(expires=50)
+        with suppress(ConnectionClosed):  # it closes as soon as it is welcome, and may not wait for the second answer
+            peer.accept().welcome(expires=50)
     assert page.until("seen.find(([name]) => name == 'close')")[1] == {"reason": "", "error": None}
     page.later(60)
     assert [state["name"] for state in page.seen("state")][-2:] == [name, "closed"]
