@@ -27,6 +27,7 @@ from netd.wire.messages import (
 from tests.support.framedpeer import PATIENCE, begun
 
 if TYPE_CHECKING:
+    from netd.client import Subscription
     from tests.support.framedpeer import PeerLink
 
 SOON = Reconnect(first=0.001, longest=0.001, jitter=0)
@@ -34,6 +35,13 @@ SOON = Reconnect(first=0.001, longest=0.001, jitter=0)
 
 def message(offset: int, channel: str = "public:a") -> Message:
     return Message(channel, data=offset, offset=offset, epoch="e")
+
+
+async def by_pattern(client: FramedClient, link: PeerLink) -> Subscription:
+    """Subscribed to all public channels."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(link.confirm, "public:*", pattern=True))
+        return await client.subscribe("public:*")
 
 
 # --- at the daemon ----------------------------------------------------------------------------------------------------
@@ -256,9 +264,7 @@ async def test_a_pattern_that_was_left_too(peer):
     async with FramedClient(peer.address, linger=0.01) as client:
         link = await peer.accept()
         await begun(client, link)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(link.confirm, "public:*", pattern=True))
-            pattern = await client.subscribe("public:*")
+        pattern = await by_pattern(client, link)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pattern.unsubscribe)
             left = await link.request(Unsubscribe)
@@ -372,9 +378,7 @@ async def test_a_pattern_that_was_left_twice_is_one_until_the_daemon_has_answere
     async with FramedClient(peer.address, linger=0.01) as client:
         link = await peer.accept()
         await begun(client, link)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(link.confirm, "public:*", pattern=True))
-            pattern = await client.subscribe("public:*")
+        pattern = await by_pattern(client, link)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pattern.unsubscribe)
             first = await link.request(Unsubscribe)
@@ -393,9 +397,7 @@ async def test_a_pattern_that_was_left_has_no_part_in_what_its_channels_are_refu
     async with FramedClient(peer.address, linger=0.01) as client:
         link = await peer.accept()
         await begun(client, link)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(link.confirm, "public:*", pattern=True))
-            pattern = await client.subscribe("public:*")
+        pattern = await by_pattern(client, link)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pattern.unsubscribe)
             left = await link.request(Unsubscribe)
@@ -431,9 +433,7 @@ async def test_what_a_pattern_heard_without_offsets_does_not_come_again_elsewher
     async with FramedClient(peer.address, reconnect=SOON, linger=0.01) as client:
         link = await peer.accept()
         await begun(client, link)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(link.confirm, "public:*", pattern=True))
-            pattern = await client.subscribe("public:*")
+        pattern = await by_pattern(client, link)
         await link.say(*(Message(f"public:{n}", data=f"local {n}", origin=f"n:{n}") for n in (1, 2)))
         await link.say(Ok(channel="public:9", epoch="e", offset=0))  # of the others, nothing is said
         with trio.fail_after(PATIENCE):
@@ -455,9 +455,7 @@ async def test_what_a_pattern_remembers_is_bounded_however_many_channels_match(p
     async with FramedClient(peer.address, linger=0.01) as client:
         link = await peer.accept()
         await begun(client, link)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(link.confirm, "public:*", pattern=True))
-            pattern = await client.subscribe("public:*")
+        pattern = await by_pattern(client, link)
         await link.say(*(Message(f"public:{n}", data=n, origin=f"n:{n}") for n in range(20)))
         with trio.fail_after(PATIENCE):
             assert [(await anext(pattern)).data for _ in range(20)] == list(range(20))
